@@ -1,0 +1,1 @@
+"""One cross-cutting concern per file, each a Lightning callback."""

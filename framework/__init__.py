@@ -1,0 +1,1 @@
+"""Mechanisms that no single method owns; importing this package imports nothing heavy."""
