@@ -1,0 +1,1 @@
+"""Bilevel optimisation: differentiable inner optimisers and truncated hypergradients, for any pair of objectives."""
