@@ -1,9 +1,10 @@
 """Truncated hypergradients by reverse-mode differentiation of an inner optimisation.
 
-The inner problem is trained by ``state_{t+1} = step(state_t, grad L(w_t, s_t), lr)`` on a sequence of samples ``s_t`` (a
-minibatch, a sampled graph, a dropout mask: whatever the losses read). ``Unroll`` keeps the states and samples of the last
-steps, not their autograd graphs; ``hypergradient`` walks back over them, recomputing one step at a time, so that memory
-does not grow with a graph per step (Franceschi et al., 2017, reverse-HG; truncation as in Shaban et al., 2019).
+The inner problem is trained by ``state_{t+1} = step(state_t, grad L(w_t, s_t), lr)`` on a sequence of samples ``s_t``
+(a minibatch, a sampled graph, a dropout mask: whatever the losses read). ``Unroll`` keeps the states and samples of
+the last steps, not their autograd graphs; ``hypergradient`` walks back over them, recomputing one step at a time, so
+that memory does not grow with a graph per step (Franceschi et al., 2017, reverse-HG; truncation as in Shaban et al.,
+2019).
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ def hypergradient(
         outer_sample: Sample that the outer loss is evaluated on.
         lr: Learning rate that the steps used, a scalar.
         pull: How a scalar is differentiated; it collects the outer part (see ``autograd_pull``).
-        resample: If given, the reverse pass evaluates a step on ``resample(step)`` in place of the sample of its forward
-            pass (a bias that the official code of LDS has).
+        resample: If given, the reverse pass evaluates a step on ``resample(step)`` in place of the sample of its
+            forward pass (a bias that the official code of LDS has).
         skip: How many of the oldest remembered steps to leave out.
 
     Returns:

@@ -1,7 +1,7 @@
 """Inner optimisers as pure functions of their state, each with the adjoint of its step.
 
-An optimiser acts on one flat vector ``w`` of parameters. Its state is a tuple of tensors whose first entry is ``w``, so that
-a step can be unrolled by autograd (``step``) or differentiated by hand without keeping a graph (``adjoint``).
+An optimiser acts on one flat vector ``w`` of parameters. Its state is a tuple of tensors whose first entry is ``w``,
+so that a step can be unrolled by autograd (``step``) or differentiated by hand without keeping a graph (``adjoint``).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Adam:
     """Adam with its epsilon inside the square root: ``w' = w - lr_t m' / sqrt(v' + eps^2)``.
 
     Outside the root, as ``torch.optim.Adam`` has it, the derivative of the step grows without bound where a gradient is
-    zero; the authors of LDS found hypergradients unstable that way (official code). The bias correction is the usual one:
-    ``lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t)``.
+    zero; the authors of LDS found hypergradients unstable that way (official code). The bias correction is the usual
+    one: ``lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t)``.
 
     Args:
         betas: Decay rates of the two moments, each in [0, 1).

@@ -1,1 +1,1 @@
-"""LDS: learn the graph's edge probabilities together with a graph convolutional network (Franceschi et al., ICML 2019)."""
+"""LDS: learn a graph's edge probabilities together with a graph convolutional network (Franceschi et al., 2019)."""

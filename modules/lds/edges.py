@@ -1,7 +1,8 @@
 """Edge probabilities: storage, exact sampling and the gradient of a factored derivative, for two kinds of support.
 
-``DenseEdges`` lets every pair of nodes be learned: memory is one N x N matrix. ``CandidateEdges`` learns a given list of pairs
-and needs memory only for these, so that tens of thousands of nodes fit. Neither ever builds an N x N matrix per step.
+``DenseEdges`` lets every pair of nodes be learned: memory is one N x N matrix. ``CandidateEdges`` learns a given list
+of pairs and needs memory only for these, so that tens of thousands of nodes fit. Neither ever builds an N x N matrix
+per step.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ class DenseEdges:
 
     @torch.no_grad()
     def accumulate(self, factors: EdgeFactors, gradient: Tensor, kind: EdgeGradient) -> None:
-        """Add the gradient with respect to theta; ``gradient`` has theta's shape and stays strictly upper triangular."""
-        left, right = factors
-        if kind == "symmetric":
+        """Add the gradient with respect to theta; ``gradient`` has theta's shape and stays strictly upper
+        triangular.""" left, right = factors if kind == "symmetric":
             left, right = torch.cat([left, right], dim=1), torch.cat([right, left], dim=1)
         transposed = right.T.contiguous()
         for start in range(0, self.nodes, self.BLOCK):

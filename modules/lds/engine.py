@@ -30,7 +30,8 @@ class Round(NamedTuple):
 
 
 class LDSProblem:
-    """Inner and outer objective of LDS on one graph (paper, equations 4 and 5; means over nodes as in the official code).
+    """Inner and outer objective of LDS on one graph (paper, equations 4 and 5; means over nodes as in the official
+    code).
 
     Args:
         network: The network.

@@ -1,14 +1,14 @@
 """One sampled graph as a linear operator that can be differentiated with respect to its edges at low cost.
 
-A graph convolution multiplies by ``P = r (A + I) r`` with ``r = d^{-1/2}``, ``d`` the row sums of ``A + I``. The derivative of
-a scalar with respect to the dense matrix A would need an N x N buffer for each product. It has low rank, though: if the
-scalar's derivative with respect to the k-th product ``Y_k = P Z_k`` is ``G_k``, then
+A graph convolution multiplies by ``P = r (A + I) r`` with ``r = d^{-1/2}``, ``d`` the row sums of ``A + I``. The
+derivative of a scalar with respect to the dense matrix A would need an N x N buffer for each product. It has low
+rank, though: if the scalar's derivative with respect to the k-th product ``Y_k = P Z_k`` is ``G_k``, then
 
     dS/dA_ij = r_i r_j M_ij + q_i,      M = sum_k G_k Z_k^T,
     q_i = -1/2 r_i^2 sum_k ( <G_k,i , (P Z_k)_i> + <Z_k,i , (P^T G_k)_i> ).
 
-So every product notes its pair (Z, G) while a backward pass runs, second-order passes included, and the pairs are combined
-into one matrix product at the end (``EdgeFactors``).
+So every product notes its pair (Z, G) while a backward pass runs, second-order passes included, and the pairs are
+combined into one matrix product at the end (``EdgeFactors``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Graph:
         dense: Whether to hold P as a dense N x N matrix, quicker for a few hundred nodes and on GPUs. Default: by size.
     """
 
-    DENSE_BELOW = 700
+    DENSE_BELOW = 300
 
     def __init__(
         self,
@@ -109,7 +109,8 @@ class _Propagate(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it as *grad_outputs
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it as
+    *grad_outputs
         z, y = ctx.saved_tensors
         back = _Propagate.apply(g, ctx.graph)
         ctx.graph._note(z, g, y, back)

@@ -1,0 +1,393 @@
+"""LDS and the graph convolutional baselines that share its network, as one LightningModule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from framework.bilevel.hypergradient import Unroll
+from framework.bilevel.optimizers import Adam
+from framework.graphs.batch import NodeBatch
+from modules.lds.edges import CandidateEdges, DenseEdges, EdgeGradient
+from modules.lds.engine import LDSProblem
+from modules.lds.gcn import GCN, Features, GCNSample
+from modules.lds.propagation import Graph
+from modules.lds.statistics import edge_statistics
+
+# What a random draw is for: part of its seed, next to (seed, rank, epoch, batch).
+TRAIN, INIT, EVALUATE = range(3)
+
+
+class LDS(LightningModule):
+    """Learn a graph's edge probabilities theta with the weights of a GCN (Franceschi, Niepert, Pontil, He, ICML 2019).
+
+    A batch is a whole graph, a ``NodeBatch``. One training step is one round: ``tau`` steps of the inner problem,
+    each on a graph sampled from theta, then one step on theta along the truncated hypergradient of the validation
+    loss. An epoch starts from fresh weights and ends once the training loss has stopped to fall, or after
+    ``inner_steps`` steps. Early stopping and the choice of the best epoch read ``stop/...``, computed on nodes that
+    no loss sees.
+
+    With ``learn_graph=False`` the graph stays as it is given and one training step is one Adam step on the weights:
+    GCN, kNN-GCN, Sparse-, Dense- and RBF-GCN by the data's graph, GCN-RND with ``random_edges``, a plain MLP by an
+    empty graph.
+
+    Args:
+        inputs: Number of node features.
+        classes: Number of classes, at least 2.
+        nodes: Number of nodes.
+        hidden: Width of the hidden layer.
+        dropout: Probability of dropping a hidden unit in the training loss, in [0, 1).
+        weight_decay: Factor of 1/2 ||W0||^2 in the training loss.
+        tau: Inner steps per round, at least 1.
+        inner_lr: Learning rate of the inner Adam; where the learning starts if ``learn_inner_lr``.
+        learn_inner_lr: Learn the inner learning rate by the same hypergradient.
+        inner_lr_range: Bounds of a learned rate.
+        outer_lr: First learning rate of theta.
+        outer_lr_decay: Decay c of the outer rate, ``outer_lr / (1 + c t)`` after t rounds.
+        inner_steps: Most inner steps in one epoch.
+        patience: The epoch ends when this many inner steps in a row have not lowered the training loss ...
+        tolerance: ... by this share of the lowest accepted one.
+        restart: ``epoch``: weights and inner optimiser start afresh each epoch; ``never``: they go on (warm start).
+        samples: Graphs that a prediction averages over.
+        learn_graph: Learn theta; False for the baselines.
+        random_edges: GCN-RND: random edges added at each training step, as a share of the graph's own (baselines only).
+        reuse_graphs: Evaluate the reverse pass on the forward pass' graphs (the paper) or on new ones (official code).
+        edge_gradient: ``symmetric`` counts an edge in both directions, ``upper`` in one (official code).
+        skip_first: From the second round of an epoch on, leave the round's first step out of the hypergradient
+            (official code).
+        select_by: What "best" means on the stop nodes: ``accuracy`` (paper), ``loss``, or ``score``, which is accuracy
+            with ties broken by the loss.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+    """
+
+    candidates: Tensor
+    moments: Tensor
+    progress: Tensor
+    base_seed: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        nodes: int,
+        hidden: int = 16,
+        dropout: float = 0.5,
+        weight_decay: float = 5e-4,
+        tau: int = 5,
+        inner_lr: float = 0.02,
+        learn_inner_lr: bool = True,
+        inner_lr_range: tuple[float, float] = (1e-4, 0.05),
+        outer_lr: float = 1.0,
+        outer_lr_decay: float = 1e-3,
+        inner_steps: int = 400,
+        patience: int = 20,
+        tolerance: float = 1e-3,
+        restart: Literal["epoch", "never"] = "epoch",
+        samples: int = 16,
+        learn_graph: bool = True,
+        random_edges: float = 0.0,
+        reuse_graphs: bool = True,
+        edge_gradient: EdgeGradient = "symmetric",
+        skip_first: bool = False,
+        select_by: Literal["accuracy", "loss", "score"] = "accuracy",
+    ) -> None:
+        super().__init__()
+        _check_arguments(locals())
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.monitor = f"stop/{select_by}"
+        self.mode = "min" if select_by == "loss" else "max"
+        self.network = GCN(inputs, classes, hidden, dropout, weight_decay)
+        self.optimizer = Adam()
+        # The learned rate is low + sigmoid(rate) (high - low).
+        low, high = inner_lr_range
+        learned = learn_graph and learn_inner_lr
+        start = torch.tensor((inner_lr - low) / (high - low) if learned else 0.5)
+        self.rate = nn.Parameter(start.logit(), requires_grad=learned)
+        self.weights = nn.Parameter(torch.zeros(self.network.parameters), requires_grad=not learn_graph)
+        # What changes over time, so that a checkpoint holds it: Adam's moments, and how the epoch is going.
+        self.register_buffer("moments", torch.zeros(2, self.network.parameters))
+        # Inner steps of this epoch, its lowest training loss, failures in a row to lower it, and Adam's step count.
+        self.register_buffer("progress", torch.tensor([0, math.inf, 0, 0], dtype=torch.float64))
+        self.register_buffer("base_seed", torch.tensor(-1))
+        self._allocate(None)
+        metrics = MetricCollection(
+            {"accuracy": MulticlassAccuracy(classes, average="micro"), "f1": MulticlassF1Score(classes, average="macro")}
+        )
+        self.test_metrics = metrics.clone(prefix="test/")
+        self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
+
+    # --- graph and state ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take the initial graph from the data; a checkpoint, restored later, overrides it."""
+        graph: NodeBatch | None = getattr(getattr(self.trainer, "datamodule", None), "graph", None)
+        if graph is None:
+            raise TypeError("LDS needs a LightningDataModule with an attribute `graph` (a NodeBatch) after setup")
+        nodes, inputs = graph.x.shape
+        for name, found in (("nodes", nodes), ("inputs", inputs)):
+            if self.hparams[name] != found:
+                raise ValueError(f"{name} is {self.hparams[name]}, but the data have {found}")
+        if int(graph.y.max()) >= self.hparams["classes"]:
+            raise ValueError(f"classes is {self.hparams['classes']}, but the data have a class {int(graph.y.max())}")
+        if stage == "fit":
+            with torch.no_grad():
+                self._allocate(graph.candidates)
+                self.theta.copy_(self._initial_theta(graph))
+            if int(self.base_seed) < 0:  # the same on all ranks; a resumed run keeps the one in its checkpoint
+                self.base_seed.fill_(self.trainer.strategy.broadcast(torch.initial_seed()) % 2**63)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for the pairs that the checkpoint learns."""
+        candidates = checkpoint["state_dict"]["candidates"]
+        self._allocate(candidates if candidates.numel() else None)
+
+    def edges(self) -> DenseEdges | CandidateEdges:
+        """The learned edge probabilities."""
+        return self._edges_of(self.theta)
+
+    def _edges_of(self, theta: Tensor) -> DenseEdges | CandidateEdges:
+        return DenseEdges(theta) if theta.dim() == 2 else CandidateEdges(theta, self.candidates)
+
+    def _allocate(self, candidates: Tensor | None) -> None:
+        nodes = self.hparams["nodes"]
+        shape = (nodes, nodes) if candidates is None else (candidates.shape[1],)
+        self.theta = nn.Parameter(torch.zeros(shape), requires_grad=self.hparams["learn_graph"])
+        self.register_buffer("candidates", torch.zeros(2, 0, dtype=torch.int64) if candidates is None else candidates)
+
+    @staticmethod
+    def _initial_theta(graph: NodeBatch) -> Tensor:
+        if graph.candidates is None:
+            return DenseEdges.initial(graph.nodes, graph.edge_index, graph.edge_weight)
+        return CandidateEdges.initial(graph.nodes, graph.candidates, graph.edge_index, graph.edge_weight)
+
+    def _generator(self, purpose: int, *keys: int) -> torch.Generator:
+        """Source of random numbers that depends on nothing but the seed and where the run is, so that a resume
+        repeats it.""" seed = np.random.SeedSequence([int(self.base_seed), purpose, *keys]).generate_state(1,
+        np.uint64)[0] return torch.Generator(self.device).manual_seed(int(seed))
+
+    def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
+        """The objectives on this batch and, where every edge is certain or the graph fixed, the one graph there is."""
+        if self._problem is None or self._problem[0] is not batch.y or self._problem[1].edges.theta is not self.theta:
+            edges = self.edges()
+            train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
+            features = Features(batch.x)
+            problem = LDSProblem(self.network, edges, features, batch.y, train, val, self.hparams["edge_gradient"])
+            graph = None if self.hparams["learn_graph"] else Graph(batch.nodes, *edges.pairs())
+            self._problem = (batch.y, problem, graph)
+        return self._problem[1:]
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Outer SGD with inverse-time decay, or Adam on the weights of a baseline."""
+        if not self.hparams["learn_graph"]:
+            return torch.optim.Adam([self.weights], lr=self.hparams["inner_lr"])
+        decay = self.hparams["outer_lr_decay"]
+        outer = torch.optim.SGD([self.theta, self.rate], lr=self.hparams["outer_lr"])
+        return [outer], [torch.optim.lr_scheduler.LambdaLR(outer, lambda t: 1 / (1 + decay * t))]
+
+    def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """One round, or one step of a baseline; nothing once the epoch's inner problem is solved."""
+        problem, graph = self._problem_of(batch)
+        generator = self._generator(TRAIN, self.global_rank, self.current_epoch, batch_idx)
+        if graph is not None:
+            self._fixed_graph_step(problem, graph, generator)
+            return
+        if batch_idx == 0:
+            self._start_epoch()
+        taken, _, failures, _ = self.progress.tolist()
+        # Returning -1 from on_train_batch_start would end the epoch too, but Lightning then skips its validation.
+        if taken < self.hparams["inner_steps"] and failures < self.hparams["patience"]:
+            self._round(problem, generator, first=batch_idx == 0)
+
+    def inner_lr(self) -> Tensor:
+        """The inner learning rate as it stands, a scalar."""
+        if not self.hparams["learn_inner_lr"]:
+            return torch.tensor(self.hparams["inner_lr"], device=self.device)
+        low, high = self.hparams["inner_lr_range"]
+        return low + torch.sigmoid(self.rate) * (high - low)
+
+    def _round(self, problem: LDSProblem, generator: torch.Generator, first: bool) -> None:
+        rate = self.inner_lr()
+        unroll = Unroll(self.optimizer, problem.inner_loss, (self.weights, *self.moments), int(self.progress[3]))
+        result = problem.round(
+            unroll,
+            rate.detach(),
+            self.hparams["tau"],
+            generator,
+            reuse_graphs=self.hparams["reuse_graphs"],
+            skip=int(self.hparams["skip_first"] and not first),
+            gradient=self.theta.grad,
+        )
+        with torch.no_grad():
+            self.weights.copy_(unroll.state[0])
+            self.moments.copy_(torch.stack(unroll.state[1:]))
+            self.progress[3] = unroll.count
+        self._watch(self._mean_over_ranks(result.inner_losses).tolist())
+        self._outer_step(self._mean_over_ranks(result.d_theta), rate, self._mean_over_ranks(result.d_lr))
+        self._log_epoch({"train/loss": result.inner_losses.mean(), "train/outer_loss": result.outer_loss})
+
+    def _outer_step(self, d_theta: Tensor, rate: Tensor, d_rate: Tensor) -> None:
+        """Projected SGD on the edge probabilities, and the same step on the inner learning rate."""
+        optimizer = self.optimizers()
+        self.theta.grad = d_theta
+        if self.rate.requires_grad:
+            (self.rate.grad,) = torch.autograd.grad(rate, self.rate, d_rate)
+        optimizer.step()
+        self.lr_schedulers().step()
+        with torch.no_grad():
+            self.theta.clamp_(0, 1)
+
+    @torch.no_grad()
+    def _start_epoch(self) -> None:
+        count = float(self.progress[3])
+        if self.current_epoch == 0 or self.hparams["restart"] == "epoch":
+            self.weights.copy_(self.network.init(self._generator(INIT, self.current_epoch)))
+            self.moments.zero_()
+            count = 0
+        self.progress.copy_(torch.tensor([0, math.inf, 0, count]))
+
+    def _watch(self, losses: list[float]) -> None:
+        """Count inner steps, and those in a row that did not lower the training loss."""
+        taken, lowest, failures, count = self.progress.tolist()
+        for loss in losses:
+            improved = loss < lowest * (1 - self.hparams["tolerance"])
+            lowest, failures = (loss, 0) if improved else (lowest, failures + 1)
+        self.progress.copy_(torch.tensor([taken + len(losses), lowest, failures, count]))
+
+    def _fixed_graph_step(self, problem: LDSProblem, graph: Graph, generator: torch.Generator) -> None:
+        if self.hparams["random_edges"] > 0:
+            graph = self._with_random_edges(problem, generator)
+        mask = self.network.dropout_mask(problem.x.nodes, generator)
+        loss = problem.inner_loss(self.weights, GCNSample(graph, mask))
+        (grad,) = torch.autograd.grad(loss, self.weights)
+        self.weights.grad = self._mean_over_ranks(grad)
+        self.optimizers().step()
+        self._log_epoch({"train/loss": loss})
+
+    def _with_random_edges(self, problem: LDSProblem, generator: torch.Generator) -> Graph:
+        """GCN-RND: the given graph with new uniformly random edges, a control for the effect of noise alone."""
+        nodes = problem.x.nodes
+        pairs, weight = problem.edges.pairs()
+        count = round(self.hparams["random_edges"] * pairs.shape[1])
+        drawn = torch.randint(nodes, (2, count), generator=generator, device=self.device).sort(0).values
+        drawn = drawn[:, drawn[0] < drawn[1]]
+        keys = torch.cat([pairs[0] * nodes + pairs[1], drawn[0] * nodes + drawn[1]])
+        unique, position = keys.unique(return_inverse=True)
+        value = torch.zeros(len(unique), device=self.device)
+        value[position[pairs.shape[1] :]] = 1  # where both name an edge, the given weight, written last, holds
+        value[position[: pairs.shape[1]]] = weight
+        return Graph(nodes, torch.stack([unique // nodes, unique % nodes]), value)
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _log_epoch(self, values: dict[str, Tensor]) -> None:
+        self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """All ranks evaluate, and go on with, the first rank's weights: each has fitted its own to its own graphs."""
+        if self.trainer.world_size > 1:
+            for tensor in (self.weights.data, self.moments, self.progress):
+                torch.distributed.broadcast(tensor, 0)
+
+    def forward(self, batch: NodeBatch) -> Tensor:
+        """Mean logits over ``samples`` sampled graphs, shape ``(nodes, classes)``; one evaluation if the graph is
+        fixed.""" problem, graph = self._problem_of(batch) if graph is not None:
+            return self.network.logits(self.weights.detach(), problem.x, GCNSample(graph))
+        generator = self._generator(EVALUATE, self.current_epoch)
+        return problem.mean_logits(self.weights.detach(), self.hparams["samples"], generator)
+
+    def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """Accuracy and loss on the nodes kept for early stopping and on those of the outer loss."""
+        logits = self(batch)
+        for name, nodes in (("stop", batch.stop), ("val", batch.val)):
+            loss = cross_entropy(logits[nodes], batch.y[nodes])
+            correct = (logits[nodes].argmax(1) == batch.y[nodes]).sum()
+            values = {f"{name}/loss": loss, f"{name}/accuracy": correct / nodes.sum()}
+            if name == "stop":  # the loss, squashed below one node, only breaks ties
+                values["stop/score"] = (correct - loss / (1 + loss)) / nodes.sum()
+            self.log_dict(values, prog_bar=name == "stop", batch_size=1)
+        if self.hparams["learn_graph"]:
+            self.log_dict({"graph/expected_edges": self.theta.sum(), "graph/inner_lr": self.inner_lr()}, batch_size=1)
+
+    def test_step(self, batch: NodeBatch, batch_idx: int) -> None:
+        """Accuracy and F1 on the test nodes and, for a learned graph, what it says about pairs of test nodes."""
+        logits = self(batch)
+        labelled = batch.test & (batch.y >= 0)
+        self.test_metrics.update(logits[labelled], batch.y[labelled])
+        self.log_dict(self.test_metrics, batch_size=1)
+        self.log("test/loss", cross_entropy(logits[labelled], batch.y[labelled]), batch_size=1)
+        if self.hparams["learn_graph"]:
+            statistics = edge_statistics(self.edges(), batch.y, labelled)
+            initial = self._edges_of(self._initial_theta(batch))
+            statistics["auc_initial"] = edge_statistics(initial, batch.y, labelled)["auc"]
+            self.log_dict({f"test/edge_{name}": value for name, value in statistics.items()}, batch_size=1)
+
+    def predict_step(self, batch: NodeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Class and class probabilities of every node, as columns of equal length."""
+        probabilities = self(batch).softmax(1)
+        columns = {"node": torch.arange(batch.nodes), "prediction": probabilities.argmax(1)}
+        return columns | {f"probability_{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
+
+    def prediction_tables(self) -> dict[str, dict[str, Tensor]]:
+        """The learned graph: every pair whose edge is more likely than 1 %."""
+        pairs, probability = self.edges().pairs(above=0.01)
+        order = probability.argsort(descending=True, stable=True)
+        source, target = pairs[:, order]
+        return {"edges": {"source": source, "target": target, "probability": probability[order]}}
+
+    def figures(self) -> dict[str, Any]:
+        """Edge probabilities within and between classes, and the learned graph."""
+        from modules.lds.figures import edge_probability_figure, graph_figure
+
+        graph: NodeBatch = self.trainer.datamodule.graph
+        return {
+            "edge_probabilities": edge_probability_figure(self.edges(), graph),
+            "graph": graph_figure(self.edges(), graph),
+        }
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    low, high = arguments["inner_lr_range"]
+    ranges: dict[str, tuple[bool, str]] = {
+        "inputs": (arguments["inputs"] >= 1, "at least 1"),
+        "classes": (arguments["classes"] >= 2, "at least 2"),
+        "nodes": (arguments["nodes"] >= 2, "at least 2"),
+        "hidden": (arguments["hidden"] >= 1, "at least 1"),
+        "dropout": (0 <= arguments["dropout"] < 1, "in [0, 1)"),
+        "weight_decay": (arguments["weight_decay"] >= 0, "at least 0"),
+        "tau": (arguments["tau"] >= 1, "at least 1"),
+        "inner_lr_range": (0 < low < high, "two positive rates, the lower first"),
+        "inner_lr": (arguments["inner_lr"] > 0, "positive"),
+        "outer_lr": (arguments["outer_lr"] > 0, "positive"),
+        "outer_lr_decay": (arguments["outer_lr_decay"] >= 0, "at least 0"),
+        "inner_steps": (arguments["inner_steps"] >= 1, "at least 1"),
+        "patience": (arguments["patience"] >= 1, "at least 1"),
+        "tolerance": (0 <= arguments["tolerance"] < 1, "in [0, 1)"),
+        "samples": (arguments["samples"] >= 1, "at least 1"),
+        "random_edges": (arguments["random_edges"] >= 0, "at least 0"),
+    }
+    for name, (holds, allowed) in ranges.items():
+        if not holds:
+            raise ValueError(f"{name} must be {allowed}, got {arguments[name]}")
+    if arguments["learn_inner_lr"] and arguments["learn_graph"] and not low < arguments["inner_lr"] < high:
+        raise ValueError(f"inner_lr must lie inside inner_lr_range {low, high} to be learned, got {arguments['inner_lr']}")
+    if arguments["learn_graph"] and arguments["random_edges"]:
+        raise ValueError("random_edges is the GCN-RND baseline: it needs learn_graph: false")
