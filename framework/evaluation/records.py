@@ -116,7 +116,7 @@ class Record:
         command: What to type to run it again.
         experiment: Hash of the declared experiment (configs, overrides, grid); tells whether a record is still current.
         seconds: Wall-clock time, of the whole search where there was one.
-        peak_mb: Largest resident memory of a process of the run, in MB.
+        peak_mb: Largest resident memory of a process of the run, in MB (10^6 bytes).
         date: Day the run ended, ISO 8601.
         commit: Source it ran from.
         environment: Machine and versions it ran on.
@@ -242,6 +242,10 @@ def format_records(records: Iterable[Record]) -> str:
 
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss survives exec: it would count the process that started this one
+        kib = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return kib * 1024 / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
