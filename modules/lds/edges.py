@@ -15,7 +15,7 @@ from torch import Tensor
 from modules.lds.propagation import EdgeFactors
 
 EdgeGradient = Literal["symmetric", "upper"]
-"""``symmetric``: an edge's gradient is g_ij + g_ji; ``upper``: g_ij alone, as in the official code (about half of it)."""
+"""``symmetric``: an edge's gradient is g_ij + g_ji; ``upper``: g_ij alone, about half of it (official code)."""
 
 
 class DenseEdges:
@@ -68,8 +68,9 @@ class DenseEdges:
 
     @torch.no_grad()
     def accumulate(self, factors: EdgeFactors, gradient: Tensor, kind: EdgeGradient) -> None:
-        """Add the gradient with respect to theta; ``gradient`` has theta's shape and stays strictly upper
-        triangular.""" left, right = factors if kind == "symmetric":
+        """Add the gradient with respect to theta to ``gradient``, which stays strictly upper triangular."""
+        left, right = factors
+        if kind == "symmetric":
             left, right = torch.cat([left, right], dim=1), torch.cat([right, left], dim=1)
         transposed = right.T.contiguous()
         for start in range(0, self.nodes, self.BLOCK):
@@ -144,6 +145,30 @@ class CandidateEdges:
             part += (left[i] * right[j]).sum(1)
             if kind == "symmetric":
                 part += (left[j] * right[i]).sum(1)
+
+
+def add_random_edges(
+    nodes: int, pairs: Tensor, weight: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Add uniformly random edges of weight 1, as GCN-RND does at each step (a control for the effect of noise alone).
+
+    Args:
+        nodes: Number of nodes.
+        pairs: The graph's own edges ``i < j``, shape ``(2, edges)``; they keep their weights.
+        weight: Their weights, shape ``(edges,)``.
+        share: Random edges that are drawn, as a share of the graph's own.
+        generator: Source of random numbers.
+
+    Returns:
+        Pairs and weights of the union.
+    """
+    drawn = torch.randint(nodes, (2, round(share * pairs.shape[1])), generator=generator, device=pairs.device)
+    low, high = drawn.sort(0).values
+    fresh = (low * nodes + high)[low < high].unique()
+    own = pairs[0] * nodes + pairs[1]
+    fresh = fresh[~torch.isin(fresh, own)]
+    union = torch.cat([pairs, torch.stack([fresh // nodes, fresh % nodes])], dim=1)
+    return union, torch.cat([weight, weight.new_ones(len(fresh))])
 
 
 def _bernoulli_positions(size: int, p: float, generator: torch.Generator) -> Tensor:

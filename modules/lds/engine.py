@@ -79,7 +79,7 @@ class LDSProblem:
         return node_loss(self.network.logits(w, self.x, sample), self.y, self.val)
 
     def pull(self, scalar: Tensor, w: Tensor, sample: GCNSample) -> Tensor:
-        """d scalar / d w; collects d scalar / d theta, the straight-through estimate, in factored form."""
+        """Return d scalar / d w; collects d scalar / d theta, the straight-through estimate, in factored form."""
         with sample.graph.noting():
             (d_w,) = torch.autograd.grad(scalar, w)
             self._factors.append(sample.graph.factors())

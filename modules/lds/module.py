@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from framework.bilevel.hypergradient import Unroll
 from framework.bilevel.optimizers import Adam
 from framework.graphs.batch import NodeBatch
-from modules.lds.edges import CandidateEdges, DenseEdges, EdgeGradient
+from modules.lds.arguments import check_arguments
+from modules.lds.edges import CandidateEdges, DenseEdges, EdgeGradient, add_random_edges
 from modules.lds.engine import LDSProblem
 from modules.lds.gcn import GCN, Features, GCNSample
 from modules.lds.propagation import Graph
@@ -103,7 +104,7 @@ class LDS(LightningModule):
         select_by: Literal["accuracy", "loss", "score"] = "accuracy",
     ) -> None:
         super().__init__()
-        _check_arguments(locals())
+        check_arguments(locals())
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.monitor = f"stop/{select_by}"
@@ -123,7 +124,10 @@ class LDS(LightningModule):
         self.register_buffer("base_seed", torch.tensor(-1))
         self._allocate(None)
         metrics = MetricCollection(
-            {"accuracy": MulticlassAccuracy(classes, average="micro"), "f1": MulticlassF1Score(classes, average="macro")}
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "f1": MulticlassF1Score(classes, average="macro"),
+            }
         )
         self.test_metrics = metrics.clone(prefix="test/")
         self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
@@ -173,9 +177,9 @@ class LDS(LightningModule):
         return CandidateEdges.initial(graph.nodes, graph.candidates, graph.edge_index, graph.edge_weight)
 
     def _generator(self, purpose: int, *keys: int) -> torch.Generator:
-        """Source of random numbers that depends on nothing but the seed and where the run is, so that a resume
-        repeats it.""" seed = np.random.SeedSequence([int(self.base_seed), purpose, *keys]).generate_state(1,
-        np.uint64)[0] return torch.Generator(self.device).manual_seed(int(seed))
+        """Random numbers that depend on nothing but the seed and where the run is, so that a resume repeats them."""
+        seed = np.random.SeedSequence([int(self.base_seed), purpose, *keys]).generate_state(1, np.uint64)[0]
+        return torch.Generator(self.device).manual_seed(int(seed))
 
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
         """The objectives on this batch and, where every edge is certain or the graph fixed, the one graph there is."""
@@ -269,27 +273,16 @@ class LDS(LightningModule):
 
     def _fixed_graph_step(self, problem: LDSProblem, graph: Graph, generator: torch.Generator) -> None:
         if self.hparams["random_edges"] > 0:
-            graph = self._with_random_edges(problem, generator)
+            nodes = problem.x.nodes
+            graph = Graph(
+                nodes, *add_random_edges(nodes, *problem.edges.pairs(), self.hparams["random_edges"], generator)
+            )
         mask = self.network.dropout_mask(problem.x.nodes, generator)
         loss = problem.inner_loss(self.weights, GCNSample(graph, mask))
         (grad,) = torch.autograd.grad(loss, self.weights)
         self.weights.grad = self._mean_over_ranks(grad)
         self.optimizers().step()
         self._log_epoch({"train/loss": loss})
-
-    def _with_random_edges(self, problem: LDSProblem, generator: torch.Generator) -> Graph:
-        """GCN-RND: the given graph with new uniformly random edges, a control for the effect of noise alone."""
-        nodes = problem.x.nodes
-        pairs, weight = problem.edges.pairs()
-        count = round(self.hparams["random_edges"] * pairs.shape[1])
-        drawn = torch.randint(nodes, (2, count), generator=generator, device=self.device).sort(0).values
-        drawn = drawn[:, drawn[0] < drawn[1]]
-        keys = torch.cat([pairs[0] * nodes + pairs[1], drawn[0] * nodes + drawn[1]])
-        unique, position = keys.unique(return_inverse=True)
-        value = torch.zeros(len(unique), device=self.device)
-        value[position[pairs.shape[1] :]] = 1  # where both name an edge, the given weight, written last, holds
-        value[position[: pairs.shape[1]]] = weight
-        return Graph(nodes, torch.stack([unique // nodes, unique % nodes]), value)
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         reduced = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
@@ -308,8 +301,9 @@ class LDS(LightningModule):
                 torch.distributed.broadcast(tensor, 0)
 
     def forward(self, batch: NodeBatch) -> Tensor:
-        """Mean logits over ``samples`` sampled graphs, shape ``(nodes, classes)``; one evaluation if the graph is
-        fixed.""" problem, graph = self._problem_of(batch) if graph is not None:
+        """Mean logits over ``samples`` sampled graphs, or those of the fixed graph, shape ``(nodes, classes)``."""
+        problem, graph = self._problem_of(batch)
+        if graph is not None:
             return self.network.logits(self.weights.detach(), problem.x, GCNSample(graph))
         generator = self._generator(EVALUATE, self.current_epoch)
         return problem.mean_logits(self.weights.detach(), self.hparams["samples"], generator)
@@ -362,32 +356,3 @@ class LDS(LightningModule):
             "edge_probabilities": edge_probability_figure(self.edges(), graph),
             "graph": graph_figure(self.edges(), graph),
         }
-
-
-def _check_arguments(arguments: dict[str, Any]) -> None:
-    low, high = arguments["inner_lr_range"]
-    ranges: dict[str, tuple[bool, str]] = {
-        "inputs": (arguments["inputs"] >= 1, "at least 1"),
-        "classes": (arguments["classes"] >= 2, "at least 2"),
-        "nodes": (arguments["nodes"] >= 2, "at least 2"),
-        "hidden": (arguments["hidden"] >= 1, "at least 1"),
-        "dropout": (0 <= arguments["dropout"] < 1, "in [0, 1)"),
-        "weight_decay": (arguments["weight_decay"] >= 0, "at least 0"),
-        "tau": (arguments["tau"] >= 1, "at least 1"),
-        "inner_lr_range": (0 < low < high, "two positive rates, the lower first"),
-        "inner_lr": (arguments["inner_lr"] > 0, "positive"),
-        "outer_lr": (arguments["outer_lr"] > 0, "positive"),
-        "outer_lr_decay": (arguments["outer_lr_decay"] >= 0, "at least 0"),
-        "inner_steps": (arguments["inner_steps"] >= 1, "at least 1"),
-        "patience": (arguments["patience"] >= 1, "at least 1"),
-        "tolerance": (0 <= arguments["tolerance"] < 1, "in [0, 1)"),
-        "samples": (arguments["samples"] >= 1, "at least 1"),
-        "random_edges": (arguments["random_edges"] >= 0, "at least 0"),
-    }
-    for name, (holds, allowed) in ranges.items():
-        if not holds:
-            raise ValueError(f"{name} must be {allowed}, got {arguments[name]}")
-    if arguments["learn_inner_lr"] and arguments["learn_graph"] and not low < arguments["inner_lr"] < high:
-        raise ValueError(f"inner_lr must lie inside inner_lr_range {low, high} to be learned, got {arguments['inner_lr']}")
-    if arguments["learn_graph"] and arguments["random_edges"]:
-        raise ValueError("random_edges is the GCN-RND baseline: it needs learn_graph: false")

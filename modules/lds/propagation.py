@@ -109,8 +109,7 @@ class _Propagate(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it as
-    *grad_outputs
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         z, y = ctx.saved_tensors
         back = _Propagate.apply(g, ctx.graph)
         ctx.graph._note(z, g, y, back)
