@@ -187,7 +187,7 @@ def _sparse_tensor(features: Any) -> Tensor:
     coo.eliminate_zeros()
     index = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
     values = torch.from_numpy(coo.data.astype(np.float32))
-    return torch.sparse_coo_tensor(index, values, tuple(coo.shape)).coalesce()
+    return torch.sparse_coo_tensor(index, values, tuple(coo.shape), check_invariants=True).coalesce()
 
 
 class _Unpickler(pickle.Unpickler):
