@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import Callback, LightningModule, Trainer
 
 from framework.figures import Drawable, close, learning_curve, png
+from framework.rundir import run_directory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ class Figures(Callback):
         extra: Mapping[str, Figure] | None = None,
         epoch: int | None = None,
     ) -> None:
-        directory = Path(trainer.log_dir or trainer.default_root_dir) / "figures"  # log_dir communicates: on all ranks
+        directory = run_directory(trainer) / "figures"  # communicates: on all ranks
         if not trainer.is_global_zero:
             return
         figures = dict(extra or {})

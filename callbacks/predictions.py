@@ -16,6 +16,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from framework.rundir import run_directory
+
 Key = tuple[int, int, int]
 """Where a row belongs: dataloader, item of its data set (or batch), row within the item."""
 
@@ -44,7 +46,8 @@ class WritePredictions(BasePredictionWriter):
 
     Rows pass through a file on disk, not through memory. With several processes, rows come in the order of the data
     set, and an item that several ranks predicted is written once; the folder must be shared by all nodes. Pass
-    ``return_predictions=False`` to ``Trainer.predict`` to keep Lightning from collecting everything in memory.
+    ``return_predictions=False`` to ``Trainer.predict`` to keep Lightning from collecting everything in memory. A
+    ``fast_dev_run`` writes nothing.
 
     Args:
         directory: Folder for the files; ``None`` for ``<run dir>/predictions``.
@@ -65,9 +68,11 @@ class WritePredictions(BasePredictionWriter):
         self._columns: list[str] | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        default = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"  # communicates: on all ranks
+        default = run_directory(trainer) / "predictions"  # communicates: on all ranks
         self._folder = Path(self.directory) if self.directory is not None else default
         self._columns = None
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # columns are made, so that mistakes show, but a trial run leaves no files
         if trainer.is_global_zero:
             shutil.rmtree(self._parts, ignore_errors=True)  # of a run that was killed
             self._parts.mkdir(parents=True)
@@ -109,10 +114,15 @@ class WritePredictions(BasePredictionWriter):
             keys = [(dataloader_idx, index, 0) for index in batch_indices]
         else:  # an item of many rows, such as a graph with its nodes
             keys = [(dataloader_idx, min(batch_indices), row) for row in range(rows)]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         with self._part(trainer.global_rank).open("ab") as file:
             pickle.dump((keys, columns), file, protocol=pickle.HIGHEST_PROTOCOL)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _tables(pl_module)
+            return
         trainer.strategy.barrier("WritePredictions: all predicted")
         if trainer.is_global_zero:
             parts = [self._part(rank) for rank in range(trainer.world_size)]

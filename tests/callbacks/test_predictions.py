@@ -178,6 +178,18 @@ def test_columns_must_not_change_between_batches(tmp_path):
         predict(tmp_path, Moody(), Numbers())
 
 
+def test_a_trial_run_checks_but_writes_nothing(tmp_path):
+    predict(tmp_path, Sign(), Numbers(), fast_dev_run=True)
+    assert not (tmp_path / "predictions").exists()
+
+    class Wrong(Sign):
+        def predict_step(self, batch, batch_idx):
+            return "text"
+
+    with pytest.raises(TypeError, match="predict_step of Wrong returned str"):
+        predict(tmp_path, Wrong(), Numbers(), fast_dev_run=True)
+
+
 def test_format_is_checked():
     with pytest.raises(ValueError, match="format must be csv or parquet, got 'xlsx'"):
         WritePredictions(format="xlsx")

@@ -1,0 +1,210 @@
+import pytest
+
+from framework import configuration
+from framework.evaluation.records import Commit, Environment, Record, merge_records
+from framework.evaluation.tables import check_documents, regenerate, render, update_documents
+
+HERE = Environment("3.11.9", "Linux", "Some CPU", 2)
+
+SPECIFICATION = """
+accuracy:
+  columns: [wine, {data: cora, label: Cora}]
+  rows: [kNN, {row: LDS, label: ours}]
+  best: true
+  source: a copy
+  reference:
+    LDS: {wine: 97.3 (0.4) third-party, Cora: 84.1 unverified}
+    kNN: {wine: 93.2 (3.1) verified}
+gain:
+  kind: differences
+  against: kNN
+  rows: [LDS]
+  columns: [wine]
+picked: {kind: choices, rows: [LDS, kNN], columns: [wine], most: 1}
+loss: {columns: [wine], rows: [LDS], metric: test/loss, percent: false, decimals: 3, mode: min}
+"""
+
+
+def record(row, data, seed, accuracy, **fields):
+    metrics = {"test/accuracy": accuracy, "test/loss": 1 - accuracy}
+    return Record(row, data, seed, metrics, environment=HERE, commit=Commit("0" * 40, False), **fields)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    results = tmp_path / "docs" / "results"
+    (tmp_path / "docs" / "methods").mkdir(parents=True)
+    merge_records(
+        results / "lds.json",
+        [
+            record("LDS", "wine", 1, 0.96, choice={"model.tau": 5}),
+            record("LDS", "wine", 2, 0.98, choice={"model.tau": 5}),
+            record("LDS", "wine", 3, 0.94, choice={"model.tau": 16}),
+            *(record("kNN", "wine", seed, 0.93) for seed in (1, 2, 3)),
+            record("kNN", "cora", 1, 0.8),
+            record("LDS", "cora", 1, 0.84),
+        ],
+    )
+    (results / "lds.yaml").write_text(SPECIFICATION)
+    return tmp_path
+
+
+def table(checkout, name):
+    text = render(checkout, name, checkout / "docs" / "methods" / "lds.md")
+    cells, caption = text.split("\n\n")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in cells.splitlines()], caption
+
+
+def test_values_stand_beside_published_ones_with_their_provenance(checkout):
+    (head, _, knn, lds), caption = table(checkout, "accuracy")
+    assert head == ["", "wine", "paper", "Cora", "paper"]
+    # 94, 96, 98: mean 96, s = 2, t_{0.975, 2} = 4.3027, half = 4.3027 * 2 / sqrt(3) = 4.97
+    assert lds == ["ours", "**96.0 ± 5.0 (n = 3)**", "97.3 (0.4)ᵗ", "**84.0 (n = 1)**", "84.1ᵘ"]
+    assert knn == ["kNN", "93.0 ± 0.0 (n = 3)", "93.2 (3.1)", "80.0 (n = 1)", "—"]
+    assert "`test/accuracy` in %" in caption
+    assert "a copy; ᵗ read in a third party's copy of the paper's table; ᵘ from memory" in caption
+    assert caption.endswith("[lds.json](../results/lds.json).")
+
+
+def test_equal_numbers_of_seeds_are_said_once(checkout):
+    (_, _, row), caption = table(checkout, "loss")
+    assert row == ["LDS", "0.040 ± 0.050"]
+    assert "over 3 seeds" in caption
+
+
+def test_differences_are_paired_and_bold_only_when_they_exclude_zero(checkout):
+    (head, _, row), caption = table(checkout, "gain")
+    assert head == ["minus kNN", "wine"]
+    assert row == ["LDS", "+3.0 ± 5.0"]
+    assert "same seeds" in caption
+    results = checkout / "docs" / "results" / "lds.json"
+    merge_records(results, [record("LDS", "wine", seed, 0.9 + seed / 1000) for seed in (1, 2, 3)])
+    assert table(checkout, "gain")[0][2] == ["LDS", "**-2.8 ± 0.2**"]
+
+
+def test_choices_are_counted(checkout):
+    (_, _, lds, knn), _ = table(checkout, "picked")
+    assert lds == ["LDS", "tau 5 (2); others (1)"]
+    assert knn == ["kNN", "—"]
+
+
+def test_best_follows_the_mode_and_ties_share_it(checkout):
+    path = checkout / "docs" / "results" / "lds.yaml"
+    path.write_text("t: {columns: [wine], rows: [LDS, kNN], metric: test/loss, mode: min, best: true, percent: false}")
+    (_, _, lds, knn), _ = table(checkout, "t")
+    assert lds[1].startswith("**0.0")
+    assert not knn[1].startswith("**")
+    merge_records(checkout / "docs" / "results" / "lds.json", [record("kNN", "wine", s, 0.96) for s in (1, 2, 3)])
+    (_, _, lds, knn), _ = table(checkout, "t")
+    assert lds[1].startswith("**")
+    assert knn[1].startswith("**")
+
+
+def test_documents_are_filled_checked_and_only_their_places_touched(checkout):
+    page = checkout / "docs" / "methods" / "lds.md"
+    page.write_text(
+        "# LDS\n\n<!-- table: gain -->\nold\n<!-- end table -->\n\nText.\n<!-- table: picked -->\n<!-- end table -->\n"
+    )
+    readme = checkout / "README.md"
+    readme.write_text("<!-- table: lds/gain -->\n<!-- end table -->\n")
+    untouched = checkout / "docs" / "other.md"
+    untouched.write_text("no tables, but `<!-- table: x -->` in a sentence\n")
+    expected = ["README.md: lds/gain", "docs/methods/lds.md: gain", "docs/methods/lds.md: picked"]
+    assert check_documents(checkout) == expected
+    assert "old" in page.read_text()
+    assert update_documents(checkout) == expected
+    assert check_documents(checkout) == update_documents(checkout) == []
+    text = page.read_text()
+    assert text.startswith("# LDS\n\n<!-- table: gain -->\n| minus kNN |")
+    assert "<!-- end table -->\n\nText.\n<!-- table: picked -->\n|" in text
+    assert "(docs/results/lds.json)" in readme.read_text()
+    assert untouched not in regenerate(checkout)
+
+    page.write_text(text.replace("+3.0", "+4.0"))  # somebody touched a number
+    assert check_documents(checkout) == ["docs/methods/lds.md: gain"]
+    page.write_text(text)
+    merge_records(checkout / "docs" / "results" / "lds.json", [record("LDS", "wine", 1, 0.99, choice={"model.tau": 5})])
+    # ... or results moved on
+    assert check_documents(checkout) == ["README.md: lds/gain", "docs/methods/lds.md: gain"]
+
+
+CONFIG = """
+about:
+  method: LDS
+  paper: Somebody et al., 2019
+  reference: [{metric: test/accuracy, value: 0.955, std: 0.004, verified: false}]
+"""
+
+
+def test_the_table_of_methods_takes_paper_and_reference_from_the_configuration(checkout, monkeypatch):
+    config = checkout / "wine.yaml"
+    config.write_text(CONFIG)
+    monkeypatch.setattr(configuration, "names", lambda: {"lds/wine": config, "lds/other": config})
+    (checkout / "docs" / "results" / "readme.yaml").write_text(
+        "methods: {kind: methods, entries: [{config: lds/wine, row: LDS, data: wine}, "
+        "{config: lds/other, row: none, data: wine}, {config: lds/wine, row: kNN, data: wine, note: a baseline}]}"
+    )
+    text = render(checkout, "methods", checkout / "README.md")
+    lines = text.splitlines()
+    command = "`scripts/fulgurite fit -c lds/wine`"
+    paper = "95.5 (0.4) %ᵘ"
+    assert (
+        lines[2] == f"| LDS | Somebody et al., 2019 | {command} | 96.0 ± 5.0 % on wine (3 seeds) | {paper} | reached |"
+    )
+    assert lines[3].endswith(f"| — | {paper} | not run |")
+    assert lines[4].endswith("| a baseline |")
+    config.write_text(CONFIG.replace("0.955", "0.97"))
+    assert "| within our interval |" in render(checkout, "methods", checkout / "README.md")
+    config.write_text(
+        CONFIG.replace("0.955", "0.999").replace("[{", "[{verified: true, ").replace(", verified: false", "")
+    )
+    text = render(checkout, "methods", checkout / "README.md")
+    assert "| 99.9 (0.4) % | within our interval |" in text
+    config.write_text("about: {method: LDS}")
+    assert "| no published number |" in render(checkout, "methods", checkout / "README.md")
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("other: {}", r"lds.yaml has no table 't'; it has other"),
+        ("t: {kind: pie}", "kind must be one of values, differences, choices, methods, got 'pie'"),
+        ("t: {rows: [LDS], columns: [wine], colour: red}", r"lds.yaml: .*unexpected keyword argument 'colour'"),
+        ("t: {rows: [LDS]}", "missing 1 required positional argument: 'columns'"),
+        ("t: {rows: [LDS], columns: [{label: a}]}", "a column needs data, got"),
+        ("t: {rows: [LDS], columns: [{data: wine, mode: up}]}", "mode of column wine must be max or min, got 'up'"),
+        (
+            "t: {rows: [LDS], columns: [wine], reference: {kNN: {}}}",
+            "reference names 'kNN', which is not among the rows",
+        ),
+        (
+            "t: {rows: [LDS], columns: [wine], reference: {LDS: {iris: 1 verified}}}",
+            "'iris', which is not among the col",
+        ),
+        (
+            "t: {rows: [LDS], columns: [wine], reference: {LDS: {wine: 97.3}}}",
+            r"must read like `97.3 \(0.4\) unverified`",
+        ),
+        (
+            "t: {rows: [LDS], columns: [wine], metric: test/f1}",
+            "has no metric 'test/f1'; it has test/accuracy, test/loss",
+        ),
+        ("t: [", "lds.yaml"),
+    ],
+)
+def test_bad_specifications_are_named_with_document_and_table(checkout, specification, message):
+    (checkout / "docs" / "results" / "lds.yaml").write_text(specification)
+    page = checkout / "docs" / "methods" / "lds.md"
+    page.write_text("<!-- table: t -->\n<!-- end table -->\n")
+    with pytest.raises(ValueError, match=rf"lds\.md: table t: .*{message}"):
+        check_documents(checkout)
+
+
+def test_an_open_place_and_a_missing_specification_are_named(checkout):
+    page = checkout / "docs" / "methods" / "lds.md"
+    page.write_text("<!-- table: gain -->\n| a |\n")
+    with pytest.raises(ValueError, match=r"lds\.md: table gain has no line <!-- end table -->"):
+        check_documents(checkout)
+    page.write_text("<!-- table: gan/x -->\n<!-- end table -->\n")
+    with pytest.raises(ValueError, match=r"lds\.md: table gan/x: .*gan\.yaml does not exist"):
+        check_documents(checkout)
