@@ -130,6 +130,7 @@ class LDS(LightningModule):
             }
         )
         self.test_metrics = metrics.clone(prefix="test/")
+        self._moved: tuple[Tensor, NodeBatch] | None = None
         self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
 
     # --- graph and state ----------------------------------------------------------------------------------------------
@@ -180,6 +181,12 @@ class LDS(LightningModule):
         """Random numbers that depend on nothing but the seed and where the run is, so that a resume repeats them."""
         seed = np.random.SeedSequence([int(self.base_seed), purpose, *keys]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed))
+
+    def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
+        """Move the graph once, not at every step."""
+        if self._moved is None or self._moved[0] is not batch.y or self._moved[1].y.device != device:
+            self._moved = (batch.y, super().transfer_batch_to_device(batch, device, dataloader_idx))
+        return self._moved[1]
 
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
         """The objectives on this batch and, where every edge is certain or the graph fixed, the one graph there is."""
