@@ -1,0 +1,225 @@
+"""Entry point of ``fulgurite``: cheap answers first, torch and Lightning only when a run is asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from framework.errors import ConfigurationError, near
+
+if TYPE_CHECKING:
+    from framework.commands.train import FulguriteCLI
+
+RUNS = {
+    "fit": "train, then test the best checkpoint",
+    "validate": "validate a checkpoint",
+    "test": "test a checkpoint",
+    "predict": "predict with a checkpoint",
+}
+COMMANDS = {**RUNS, "methods": "list the configurations and overlays there are"}
+
+HELP = f"""usage: fulgurite <command> -c <configuration> [-c <overlay>]... [--<key> <value>]...
+
+commands
+{chr(10).join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())}
+
+options
+  -h, --help      show this text; after a command, its options
+  --version       show the version
+  --debug         show tracebacks
+
+examples
+  fulgurite methods
+  fulgurite fit -c classifier/digits
+  fulgurite fit -c classifier/digits -c overlays/wandb --trainer.max_epochs 5
+  fulgurite test -c classifier/digits --ckpt_path best
+"""
+
+RUN_HELP = """usage: fulgurite {command} -c <configuration> [-c <overlay>]... [--<key> <value>]...
+
+{summary}. Layers and keys apply from left to right.
+
+options
+  -c, --config FILE      YAML file, or the name of a shipped one (`fulgurite methods`); repeat it to lay files over one another
+  --<key> VALUE          one value, such as --trainer.max_epochs 5, --model.lr 1e-3, --data.batch_size 32,
+                         --model <class>, --trainer.callbacks+ <class>
+  --name NAME            folder of the run under trainer.default_root_dir ("runs"); default: the name of the first -c
+  --ckpt_path PATH       {checkpoint}
+  --seed_everything N    seed (default 0)
+  --threads N            CPU threads of torch{extra}
+  --print_config         print the resolved configuration and stop
+  --model.help CLASS     show the arguments of a class; also --data.help CLASS and --trainer.help
+  --debug                show tracebacks
+  -h, --help             show this text
+"""
+_CHECKPOINT = {
+    "fit": "last (continue the newest run of this name, or start one), best, or a file",
+    "validate": "best (default), last, a file, or none for fresh weights",
+}
+_EXTRA = {"fit": "\n  --test_after_fit BOOL  test the best checkpoint after training (default true)"}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: What follows ``fulgurite``; ``None`` takes it from the process.
+
+    Raises:
+        SystemExit: With code 2 after one line on stderr for a mistake of the user (or the environment) before training,
+            130 after an interrupt, 1 after the traceback of any other error. Success returns ``None``.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    given = [each for each in given if each != "--debug"]
+    try:
+        run(given)
+    except SystemExit as error:
+        if _interrupted(error):
+            raise SystemExit(130) from None
+        raise
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        if not _expected(error):
+            _traceback()
+        line = " ".join(str(error).split()) or type(error).__name__
+        hint = " (--debug shows where)" if isinstance(error, TypeError) else ""
+        sys.stderr.write(f"fulgurite: error: {line}{hint}\n")
+        raise SystemExit(2) from None
+
+
+def run(args: list[str]) -> FulguriteCLI | None:
+    """The same for Python: errors come as exceptions.
+
+    Args:
+        args: What follows ``fulgurite``.
+
+    Returns:
+        The finished run with its ``trainer``, ``model``, ``datamodule``, ``directory`` and ``results``; ``None`` for
+        commands that only print.
+    """
+    if not args or args[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(HELP)
+        return None
+    command, rest = args[0], args[1:]
+    if command == "--version":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            sys.stdout.write(f"fulgurite {version('fulgurite')}\n")
+        except PackageNotFoundError:
+            sys.stdout.write("fulgurite, from a checkout that is not installed\n")
+        return None
+    if command not in COMMANDS:
+        raise ConfigurationError(
+            f"no such command {command}{near(command, COMMANDS) or '; fulgurite --help lists them'}"
+        )
+    if command == "methods":
+        from framework.commands.methods import listing
+
+        if rest:
+            raise ConfigurationError(f"methods takes no arguments, got {' '.join(rest)}")
+        sys.stdout.write(listing())
+        return None
+    if "-h" in rest or "--help" in rest:
+        checkpoint = _CHECKPOINT.get(command, _CHECKPOINT["validate"])
+        sys.stdout.write(
+            RUN_HELP.format(
+                command=command,
+                summary=COMMANDS[command].capitalize(),
+                checkpoint=checkpoint,
+                extra=_EXTRA.get(command, ""),
+            )
+        )
+        return None
+    return _train(command, rest)
+
+
+def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
+    from framework.configuration import Configuration, find
+
+    configuration = Configuration(command)
+    print_config = False
+    helped = [pair for pair in _pairs(rest) if pair[0].endswith(".help")]
+    for key, value in _pairs(rest):
+        if key in {"-c", "--config"}:
+            configuration.layer(find(value))
+        elif key == "--print_config":
+            print_config = True
+        elif not key.endswith(".help"):
+            configuration.override(key.removeprefix("--"), value)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own package; last, so that it cannot hide ours
+    if helped:
+        from framework.commands.explain import explain
+
+        sys.stdout.write(explain(helped[0][0].removeprefix("--").removesuffix(".help"), helped[0][1]))
+        return None
+    from framework.commands.train import FulguriteCLI
+
+    return FulguriteCLI(command, configuration, print_config)
+
+
+def _pairs(args: list[str]) -> list[tuple[str, str]]:
+    """Split ``--key value``, ``--key=value`` and ``-c file``; a key without a value means true."""
+    pairs = []
+    rest = list(args)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") and key != "-c":
+            raise ConfigurationError(f"unexpected {key}: options look like -c <file> or --<key> <value>")
+        if not equals and key != "--print_config":
+            if rest and not rest[0].startswith("--") and rest[0] != "-c":
+                value = rest.pop(0)
+            elif key in {"-c", "--config"}:
+                raise ConfigurationError(f"{key} needs a file or the name of a configuration")
+            else:
+                value = "true"
+        pairs.append((key, value))
+    return pairs
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error is the user's to mend, so that one line serves better than a traceback."""
+    if isinstance(error, ConfigurationError):
+        return True
+    exceptions = sys.modules.get("lightning.fabric.utilities.exceptions")
+    if exceptions is not None and isinstance(error, exceptions.MisconfigurationException):
+        return True
+    return isinstance(error, ValueError | TypeError | FileNotFoundError) and not _training(error)
+
+
+def _training(error: Exception) -> bool:
+    """Whether the error passed through a run that had begun."""
+    train = sys.modules.get("framework.commands.train")
+    trace = error.__traceback__
+    while trace is not None and train is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, train.FulguriteCLI):
+            return bool(owner.run_callback.started)
+        trace = trace.tb_next
+    return train is None
+
+
+def _traceback() -> NoReturn:
+    import traceback
+
+    traceback.print_exc()
+    raise SystemExit(1)
+
+
+def _interrupted(error: BaseException) -> bool:
+    context = error.__context__
+    while context is not None:
+        if isinstance(context, KeyboardInterrupt):
+            return True
+        context = context.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What each command of the command line does; ``framework.cli`` imports only the one that is asked for."""

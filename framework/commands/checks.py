@@ -1,0 +1,120 @@
+"""Checks of classes and their arguments that say more than the parser does: what is near, and where it stands."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse._parameter_resolvers import ParamData, get_signature_parameters
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers as lightning_loggers
+from lightning.pytorch.loggers import Logger
+
+from framework import registry
+from framework.errors import ConfigurationError, near
+
+
+def import_class(path: str, base: type | None = None, section: str | None = None) -> Any:
+    """The class (or function) of a ``class_path``.
+
+    Args:
+        path: Dotted path, or the short name of one of Lightning's callbacks and loggers.
+        base: Class it derives from; short names are looked up among its known subclasses.
+        section: Where the path stands, for the error and for hints.
+
+    Raises:
+        ConfigurationError: If it cannot be imported for the reason that it is not there.
+    """
+    at = f"{section}.class_path: " if section else ""
+    if "." not in path:
+        if base is not None:
+            for kind in (base, *_subclasses(base)):
+                if kind.__name__ == path:
+                    return kind
+        known = _short_names(section)
+        raise ConfigurationError(f"{at}no class {path}{near(path, known)}")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and lacks something it imports
+        raise ConfigurationError(f"{at}no module {error.name}{_near_path(path)}") from error
+    except AttributeError as error:
+        raise ConfigurationError(f"{at}{module} has no class {name}{_near_path(path)}") from error
+
+
+def arguments_of(kind: Any) -> list[ParamData]:
+    """Parameters of a class or function, with those that ``**kwargs`` pass on."""
+    return list(get_signature_parameters(kind, None if not inspect.isclass(kind) else "__init__"))
+
+
+def check_classes(values: Mapping[str, Any]) -> None:
+    """Check every class of a configuration and the names of its arguments.
+
+    Raises:
+        ConfigurationError: Naming the key and what is near it.
+    """
+    trainer = values.get("trainer") or {}
+    known = [parameter.name for parameter in arguments_of(Trainer)]
+    for key in trainer:
+        if key not in known:
+            raise ConfigurationError(f"trainer.{key}: no such argument{near(str(key), known)}")
+    for section in ("model", "data"):
+        _check(values.get(section), section, None)
+    for i, entry in enumerate(_list(trainer.get("callbacks"))):
+        _check(entry, f"trainer.callbacks[{i}]", Callback)
+    for i, entry in enumerate(_list(trainer.get("logger"))):
+        _check(entry, f"trainer.logger[{i}]", Logger)
+
+
+def _check(entry: Any, at: str, base: type | None) -> None:
+    if not isinstance(entry, Mapping):
+        if entry is not None and not (isinstance(entry, bool | str) and base is Logger):
+            raise ConfigurationError(f"{at}: expected class_path and init_args, got {entry!r}")
+        return
+    allowed = ("class_path", "init_args", "dict_kwargs")
+    for key in entry:
+        if key not in allowed:
+            raise ConfigurationError(f"{at}.{key}: no such key; arguments of a class belong under {at}.init_args")
+    if not isinstance(entry.get("class_path"), str):
+        raise ConfigurationError(f"{at}.class_path is not set")
+    kind = import_class(entry["class_path"], base, at)
+    given = entry.get("init_args")
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"{at}.init_args: expected a mapping, got {given!r}")
+    parameters = arguments_of(kind)
+    names = [parameter.name for parameter in parameters]
+    open_ended = any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters if hasattr(parameter, "kind")
+    )
+    for key in given or {}:
+        if key not in names and not open_ended:
+            hint = near(str(key), names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
+            raise ConfigurationError(f"{at}.init_args.{key}: {kind.__name__} takes no such argument{hint}")
+
+
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _subclasses(base: type) -> list[type]:
+    found = []
+    for kind in base.__subclasses__():
+        found += [kind, *_subclasses(kind)]
+    return found
+
+
+def _short_names(section: str | None) -> list[str]:
+    room = {"model": ["modules"], "data": ["datamodules"]}.get(section or "", list(registry.ROOMS.values()))
+    ours = [name for each in room for name in registry.classes(each)]
+    lightnings = [] if section in {"model", "data"} else [*lightning_callbacks.__all__, *lightning_loggers.__all__]
+    return [*ours, *lightnings]
+
+
+def _near_path(path: str) -> str:
+    known = [each for room in registry.ROOMS.values() for paths in registry.classes(room).values() for each in paths]
+    return near(path, known) or near(path.rpartition(".")[2], known)

@@ -1,0 +1,25 @@
+"""The error that ``main`` prints as one line."""
+
+
+class ConfigurationError(ValueError):
+    """Something in the command line or a configuration file is wrong; the message is one sentence for the user."""
+
+
+def near(wrong: str, known: object, count: int = 3) -> str:
+    """Hint with the known names closest to a wrong one.
+
+    Args:
+        wrong: What was written.
+        known: Iterable of names that would have been right.
+        count: The most names to mention.
+
+    Returns:
+        ``"; did you mean a or b?"``, or an empty string when nothing is close.
+    """
+    from difflib import get_close_matches
+
+    names = sorted({str(name) for name in known})  # type: ignore[attr-defined]
+    found = get_close_matches(wrong, names, n=count, cutoff=0.6)
+    lowered = wrong.lower()
+    found += [name for name in names if lowered and lowered in name.lower() and name not in found]
+    return f"; did you mean {' or '.join(found[:count])}?" if found else ""

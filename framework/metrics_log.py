@@ -1,0 +1,129 @@
+"""``metrics.csv``: a CSV logger whose history survives kills and restarts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+from torch import Tensor
+
+
+class MetricsLog(CSVLogger):
+    """Log metrics to ``<directory>/<file>``, each row written at once and never deleted by a restart.
+
+    Lightning's ``CSVLogger`` removes the file it finds in its directory. This one continues it: rows that lie after the
+    checkpoint a run is resumed from are dropped by ``forget``, all others stay.
+
+    Args:
+        directory: The run directory.
+        file: Name of the file in it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], file: str = "metrics.csv") -> None:
+        super().__init__(save_dir=directory, name="", version="")
+        self.directory = Path(directory)
+        self.file = file
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.directory)
+
+    @property
+    def root_dir(self) -> str:
+        return str(self.directory)
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.directory)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer; ranks other than the first get a dummy."""
+        if self._experiment is None:
+            self._experiment = _Appender(self.directory, self.file)
+        return self._experiment
+
+    def forget(self, step: int) -> None:
+        """Drop the rows of ``step`` and later: what a resumed run is about to log again."""
+        self.experiment.forget(step)
+
+
+class _Appender(ExperimentWriter):
+    """Writes rows to one CSV file: ``step`` and ``epoch`` first, then metrics in the order they first appeared."""
+
+    def __init__(self, directory: Path, file: str) -> None:  # the parent's would delete the file
+        self.path = directory / file
+        self.log_dir = str(directory)
+        self.metrics_file_path = str(self.path)
+        self.metrics: list[dict[str, float]] = []  # what is still to be written: always empty
+        self.hparams: dict[str, Any] = {}
+        self.columns: list[str] = []
+        self.resumed = False
+        if self.path.is_file():
+            self.columns, rows = self._read()
+            self._write(rows)  # without the torn last line of a killed run
+            self.resumed = bool(rows)
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Hyper-parameters are in ``config.yaml``."""
+        self.hparams.update(params)
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        row = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics_dict.items()}
+        row = {"step": 0 if step is None else step, **row}
+        new = [key for key in row if key not in self.columns]
+        if self.resumed:
+            # Before the first new batch, the end of an epoch may be logged a second time.
+            _, rows = self._read()
+            self.columns = _ordered([*self.columns, *new])
+            self._write([old for old in rows if not _same(old, row)])
+        elif new:
+            rows = self._read()[1] if self.path.is_file() else []
+            self.columns = _ordered([*self.columns, *new])
+            self._write(rows)
+        with open(self.path, "ab") as file:
+            file.write(_line([row.get(column, "") for column in self.columns]))
+
+    def save(self) -> None:
+        """Rows are written when they are logged."""
+
+    def forget(self, step: int) -> None:
+        """Drop the rows of ``step`` and later."""
+        if self.resumed:
+            _, rows = self._read()
+            self._write([row for row in rows if int(row["step"]) < step])
+            self.resumed = False
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        text = self.path.read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        rows = [row for row in reader if row.get("step", "").isdigit() and None not in row.values()]
+        return list(reader.fieldnames or []), rows
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        lines = [_line(self.columns)] if self.columns else []
+        lines += [_line([row.get(column, "") for column in self.columns]) for row in rows]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(f".{self.path.name}.new")
+        fresh.write_bytes(b"".join(lines))
+        os.replace(fresh, self.path)  # a kill leaves the old file or the new one
+
+
+def _ordered(columns: list[str]) -> list[str]:
+    return sorted(columns, key=lambda column: {"step": 0, "epoch": 1}.get(column, 2))
+
+
+def _same(old: dict[str, str], row: dict[str, Any]) -> bool:
+    return old["step"] == str(row["step"]) and {key for key, value in old.items() if value != ""} == set(row)
+
+
+def _line(values: list[Any]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue().encode()

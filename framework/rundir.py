@@ -1,0 +1,165 @@
+"""Run directories: ``<root>/<name>/<n>/`` holds everything one run leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+CHECKPOINTS = "checkpoints"
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """Where a callback puts what it writes.
+
+    Args:
+        trainer: Any Lightning trainer. Call it on all ranks: Lightning broadcasts the answer.
+
+    Returns:
+        The run directory of the command line, else the logger's directory, else ``trainer.default_root_dir``.
+    """
+    from framework.metrics_log import MetricsLog
+
+    if trainer.fast_dev_run:
+        return Path(trainer.default_root_dir)  # Lightning swaps in a logger without a directory
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsLog):
+            return Path(trainer.strategy.broadcast(logger.log_dir))
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes, judged by what torchrun, SLURM or Lightning put in the environment."""
+    for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if key in os.environ:
+            return int(os.environ[key]) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    return int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def check_name(name: str) -> str:
+    """Refuse a run name that would leave the root.
+
+    Raises:
+        ConfigurationError: If it is empty, absolute or holds ``..`` or odd characters.
+    """
+    if not re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", name) or {".", ".."} & set(name.split("/")):
+        raise ConfigurationError(f"name must be letters, digits and _ . + = - in parts separated by /, got {name!r}")
+    return name
+
+
+def runs(root: Path, name: str) -> list[Path]:
+    """Run directories of a name, oldest first."""
+    home = root / name
+    if not home.is_dir():
+        return []
+    return sorted(
+        (path for path in home.iterdir() if path.name.isdigit() and path.is_dir()), key=lambda path: int(path.name)
+    )
+
+
+def reserve(root: Path, name: str) -> Path:
+    """Make the next run directory; two runs started at once get two.
+
+    Returns:
+        The new, empty directory.
+    """
+    while True:
+        taken = runs(root, name)
+        path = root / name / str(int(taken[-1].name) + 1 if taken else 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue  # another run took the number between the look and the leap
+        return path
+
+
+def discard(path: Path, root: Path) -> None:
+    """Remove a reserved directory that stayed empty, and the folders above it that were made for it."""
+    for each in (path, *path.parents):
+        try:
+            each.rmdir()
+        except OSError:  # not empty, or not there
+            return
+        if each == root:
+            return
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint and the run it belongs to.
+
+    Attributes:
+        file: The checkpoint.
+        run: Its run directory, ``None`` for a file that lies elsewhere.
+    """
+
+    file: Path
+    run: Path | None
+
+
+def last_checkpoint(root: Path, name: str) -> Found | None:
+    """The newest ``last`` checkpoint of the newest run that has one, or ``None``."""
+    for run in reversed(runs(root, name)):
+        files = [*run.glob(f"{CHECKPOINTS}/last*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
+        if files:
+            return Found(max(files, key=lambda file: file.stat().st_mtime_ns), run)
+    return None
+
+
+def best_checkpoint(root: Path, name: str) -> Found | None:
+    """The best checkpoint of the newest run that has one, or ``None``."""
+    for run in reversed(runs(root, name)):
+        files = [file for file in run.glob(f"{CHECKPOINTS}/*.ckpt") if not file.name.startswith("last")]
+        if len(files) == 1:
+            return Found(files[0], run)
+        if files:
+            return Found(_best_of(run, files), run)
+    return None
+
+
+def find_checkpoint(given: str, root: Path, name: str) -> Found | None:
+    """What ``--ckpt_path`` means.
+
+    Args:
+        given: ``last``, ``best`` or a file.
+        root: Folder of all runs.
+        name: Name of the configuration.
+
+    Returns:
+        The checkpoint, or ``None`` when ``last`` or ``best`` finds no run.
+
+    Raises:
+        FileNotFoundError: If a file is given that does not exist.
+    """
+    if given == "last":
+        return last_checkpoint(root, name)
+    if given == "best":
+        return best_checkpoint(root, name)
+    file = Path(given).expanduser()
+    if not file.exists():  # a sharded checkpoint is a folder
+        raise FileNotFoundError(f"ckpt_path {given}: no such file; give last, best or the path of a checkpoint")
+    run = file.resolve().parent
+    run = run.parent if run.name == CHECKPOINTS else run
+    return Found(file, Path(os.path.relpath(run)) if (run / "config.yaml").is_file() else None)
+
+
+def _best_of(run: Path, files: list[Path]) -> Path:
+    """Ask the last checkpoint which of several is best; without one, the newest file."""
+    import torch
+
+    for last in run.glob(f"{CHECKPOINTS}/last*.ckpt"):
+        states = torch.load(last, map_location="cpu", weights_only=False, mmap=True).get("callbacks", {})
+        for state in states.values():
+            if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):
+                file = last.parent / Path(state["best_model_path"]).name
+                if file in files:
+                    return file
+    return max(files, key=lambda file: file.stat().st_mtime_ns)
