@@ -68,7 +68,7 @@ class Graph:
 
     def propagate(self, z: Tensor) -> Tensor:
         """The product ``P z``, shape ``(nodes, width)``; differentiable twice."""
-        return _Propagate.apply(z, self)
+        return _Propagate.apply(z, self, False)
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -99,21 +99,27 @@ class Graph:
 
 
 class _Propagate(torch.autograd.Function):
-    """Y = P Z for a symmetric P, whose backward is the same product, so that it nests to any order."""
+    """Y = P Z, or P^T Z: the same product for a symmetric P, but not the same function of each single entry of P.
+
+    The backward pass is the product with the transpose, by this same function, so that it nests to any order.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, graph: Graph) -> Tensor:
+    def forward(ctx: Any, z: Tensor, graph: Graph, transposed: bool) -> Tensor:
         y = graph.operator @ z
-        ctx.graph = graph
+        ctx.graph, ctx.transposed = graph, transposed
         ctx.save_for_backward(z, y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         z, y = ctx.saved_tensors
-        back = _Propagate.apply(g, ctx.graph)
-        ctx.graph._note(z, g, y, back)
-        return back, None
+        back = _Propagate.apply(g, ctx.graph, not ctx.transposed)
+        if ctx.transposed:
+            ctx.graph._note(g, z, back, y)
+        else:
+            ctx.graph._note(z, g, y, back)
+        return back, None, None
 
 
 def _normalise(adjacency: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One hypergradient round of LDS: ours against a plain autograd unroll of the same maths over a dense adjacency matrix."""
+"""One hypergradient round of LDS: ours against a plain autograd unroll of the same maths over a dense matrix."""
 
 from __future__ import annotations
 

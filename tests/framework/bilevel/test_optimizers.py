@@ -46,7 +46,7 @@ def test_adam_is_torchs_where_epsilon_does_not_matter():
         grad = torch.randn(6, generator=generator, dtype=torch.float64)
         theirs.grad = grad.clone()
         reference.step()
-        state = ours.step(state, grad, torch.tensor(0.05), count)
+        state = ours.step(state, grad, torch.tensor(0.05, dtype=torch.float64), count)
     torch.testing.assert_close(state[0], theirs.detach(), rtol=1e-9, atol=0)
 
 
