@@ -60,7 +60,7 @@ class CNN(nn.Module):
         inputs: int,
         classes: int,
         channels: int = 1,
-        filters: tuple[int, int] = (32, 64),
+        filters: tuple[int, int] = (16, 32),
         hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
     ) -> None:
@@ -100,10 +100,10 @@ class Classifier(LightningModule):
         inputs: Number of input features after flattening, at least 1.
         classes: Number of classes, at least 2.
         network: ``mlp``, ``cnn`` (square images), or any module that maps inputs to logits of shape
-            ``(batch, classes)``, in YAML by ``class_path``; ``hidden``, ``channels`` and ``dropout`` shape only the
-            first two.
+            ``(batch, classes)``, in YAML by ``class_path``. The next four arguments shape the first two only.
         hidden: Widths of the fully connected hidden layers.
-        channels: Channels of the image, for ``cnn``.
+        channels: Channels of the image, for ``cnn``: 1 for grey, 3 for colour.
+        filters: Filters of the two convolutions, for ``cnn``.
         dropout: Probability of dropping a fully connected hidden unit, in [0, 1).
         lr: Learning rate. None keeps the optimiser's own.
         optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
@@ -123,6 +123,7 @@ class Classifier(LightningModule):
         network: Literal["mlp", "cnn"] | nn.Module = "mlp",
         hidden: Sequence[int] = (64,),
         channels: int = 1,
+        filters: tuple[int, int] = (16, 32),
         dropout: float = 0.0,
         lr: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -135,6 +136,8 @@ class Classifier(LightningModule):
             raise ValueError(f"classes must be at least 2, got {classes}")
         if any(width < 1 for width in hidden):
             raise ValueError(f"hidden must hold widths of at least 1, got {list(hidden)}")
+        if len(filters) != 2 or min(filters) < 1:
+            raise ValueError(f"filters must be two numbers of at least 1, got {list(filters)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if lr is not None and lr <= 0:
@@ -154,7 +157,7 @@ class Classifier(LightningModule):
         if network == "mlp":
             return MLP(**shape)
         if network == "cnn":
-            return CNN(**shape, channels=self.hparams["channels"])
+            return CNN(**shape, channels=self.hparams["channels"], filters=self.hparams["filters"])
         raise ValueError(f"network must be 'mlp', 'cnn' or a torch.nn.Module, got {network!r}")
 
     def configure_metrics(self) -> None:
