@@ -299,11 +299,10 @@ def _too_many_categories(column: pd.Series[Any], name: str, found: int, limit: i
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().mean() > 0.5:
-        culprit = column[numbers.isna() & column.notna()]
-        return (
-            f"column {name!r} is read as text because of the value {str(culprit.iloc[0])!r} in row {culprit.index[0]}"
-        )
+    culprits = (numbers.isna() & column.notna()).to_numpy()
+    if culprits.any() and numbers.notna().mean() > 0.5:
+        row = _row(culprits)
+        return f"column {name!r} is read as text because of the value {str(column.iloc[row])!r} in row {row}"
     return (
         f"column {name!r} is text with {found} different values (max_categories is {limit}); drop it or raise the limit"
     )

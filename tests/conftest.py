@@ -8,9 +8,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def data_root_or_skip() -> Path:
-    """Folder of the real data sets: ``FULGURITE_DATA``, else ``../shared/data`` beside the checkout; skips without it."""
+    """Folder of the real data sets: ``FULGURITE_DATA``, else ``../shared/data`` from the checkout; skips without."""
     told = os.environ.get("FULGURITE_DATA")
-    root = Path(told).expanduser() if told else Path(__file__).parents[2] / "shared/data"
+    if told:
+        root = Path(told).expanduser()
+        assert root.is_dir(), f"FULGURITE_DATA names {root}, which is no folder"
+        return root
+    root = Path(__file__).parents[2] / "shared/data"
     if not root.is_dir():
         pytest.skip(f"real data are not at {root}: set FULGURITE_DATA to their folder")
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import pickle
@@ -191,7 +192,7 @@ def _sparse_tensor(features: Any) -> Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the Python 2 pickles of the data set and nothing else: a pickle may otherwise run any code."""
+    """Reads the pickles of the data set (by Python 2) and nothing else: a pickle may otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         import numpy as np
@@ -203,6 +204,7 @@ class _Unpickler(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
             ("collections", "defaultdict"): defaultdict,
             ("__builtin__", "list"): list,
+            ("_codecs", "encode"): codecs.encode,  # how files written anew by Python 3 hold bytes
         }
         if name == "_reconstruct" and module.startswith("numpy"):
             return np.empty(0).__reduce__()[0]  # its home differs between versions of numpy
