@@ -37,7 +37,7 @@ class Environment:
 
     Attributes:
         python: Version of Python.
-        platform: Operating system, kernel and processor architecture.
+        platform: Operating system, processor architecture and C library.
         cpu: Model name of the processor.
         cores: Logical processors this process may use.
         gpu: Names of the visible CUDA devices, empty without one.
@@ -63,11 +63,14 @@ class Environment:
         torch = sys.modules.get("torch")
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch is not None else []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        system = " ".join(
+            filter(None, (platform.system(), platform.machine(), "-".join(platform.libc_ver()).strip("-")))
+        )
         versions = {}
         for package in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[package] = importlib.metadata.version(package)
-        return cls(platform.python_version(), platform.platform(), _cpu_model(), cores, tuple(gpus), versions)
+        return cls(platform.python_version(), system, _cpu_model(), cores, tuple(gpus), versions)
 
 
 @dataclasses.dataclass(frozen=True)

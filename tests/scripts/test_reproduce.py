@@ -1,0 +1,309 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from framework.evaluation.records import read_records
+from scripts._reproduce.experiments import Experiments, Select
+from scripts._reproduce.main import main
+from scripts._reproduce.workers import best_row, finished, outcome, run_all
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CLASSIFIER = {
+    "seeds": 2,
+    "overrides": {"trainer.max_epochs": 2, "model.hidden": [8]},
+    "data": {"digits": "classifier/digits"},
+    "rows": [
+        {
+            "name": "MLP, tuned",
+            "grid": {"model.lr": [1e-5, 0.01]},
+            "select": {"metric": "val/accuracy", "ties": [{"metric": "val/loss", "mode": "min"}]},
+        },
+        {"name": "by loss", "runs": "MLP, tuned", "select": {"metric": "val/loss", "mode": "min"}},
+    ],
+}
+
+
+def experiments(tmp_path, **changes):
+    return Experiments("classifier", {**CLASSIFIER, **changes}, tmp_path / "runs")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "scripts" / "experiments").mkdir(parents=True)
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+
+    def declare(name, content):
+        (tmp_path / "scripts" / "experiments" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path
+
+    return declare
+
+
+# Declarations
+
+
+def test_a_grid_becomes_runs_with_the_last_key_fastest(tmp_path):
+    rows = [{"name": "a", "grid": {"model.lr": [1, 2], "model.hidden": [[8], [16]]}, "select": {"metric": "val/loss"}}]
+    (cell,) = experiments(tmp_path, rows=rows).cells(seeds=1)
+    assert [list(run.point.values()) for run in cell.jobs] == [[1, [8]], [1, [16]], [2, [8]], [2, [16]]]
+    first = cell.jobs[0]
+    assert first.command == (
+        "scripts/fulgurite fit -c classifier/digits --trainer.max_epochs=2 '--model.hidden=[8]' --model.lr=1 "
+        "--seed_everything=1 --data.seed=1"
+    )
+    assert len({run.directory for run in cell.jobs}) == len({run.hash for run in cell.jobs}) == 4
+
+
+def test_seeds_rows_and_data_can_be_narrowed_and_seeds_extended(tmp_path):
+    e = experiments(tmp_path, seeds=[3, 7], data={"a": "classifier/digits", "b": "classifier/digits"})
+    assert [(c.rows[0], c.data, c.seed) for c in e.cells(rows=["by loss"], data=["b"])] == [
+        ("by loss", "b", 3),
+        ("by loss", "b", 7),
+    ]
+    assert [cell.seed for cell in e.cells(["by loss"], ["a"], 4)] == [3, 7, 8, 9]
+    assert [cell.seed for cell in e.cells(["by loss"], ["a"], 1)] == [3]
+    assert [cell.seed for cell in e.cells(["by loss"], ["a"], [5])] == [5]
+
+
+def test_rows_of_the_same_runs_share_them(tmp_path):
+    tuned, by_loss = experiments(tmp_path).cells(seeds=1)
+    assert tuned.jobs == by_loss.jobs
+    assert tuned.experiment != by_loss.experiment
+
+
+def test_the_hash_follows_the_resolved_configuration_and_not_its_wording(tmp_path):
+    config = tmp_path / "mine.yaml"
+    text = (ROOT / "configs" / "classifier" / "digits.yaml").read_text()
+
+    def digest(content):
+        config.write_text(content)
+        return experiments(tmp_path, data={"digits": str(config)}).cells(seeds=1)[0].experiment
+
+    before = digest(text)
+    assert digest(text + "\n# a remark\n") == before
+    assert digest(text.replace("summary: ", "summary: Really, ")) == before
+    assert digest(text.replace("class_path: Digits", "class_path: Digits\n  init_args: {batch_size: 7}")) != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": []}, "experiments need `data` and `rows`"),
+        ({"colour": 1}, "experiments has unknown keys colour; it takes data, overrides"),
+        ({"rows": [{"nam": "a"}]}, "row 1 has unknown keys nam"),
+        ({"rows": [{"grid": {}}]}, "row 1 needs `name`"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "row a is declared twice"),
+        ({"rows": [{"name": "a", "data": ["iris"]}]}, "row a: data 'iris' is not declared; there are digits"),
+        ({"rows": [{"name": "a", "grid": {"model.lr": 3}}]}, "every key of the grid needs a list of values"),
+        ({"rows": [{"name": "a", "grid": {"model.lr": [1, 2]}}]}, "row a: a grid needs `select`"),
+        (
+            {"rows": [{"name": "a", "select": {"metric": "test/accuracy"}}]},
+            "a validation metric, got 'test/a",
+        ),
+        ({"rows": [{"name": "a", "select": {"metric": "val/a", "mode": "up"}}]}, "mode of val/a must be max or min"),
+        ({"rows": [{"name": "a", "runs": "b", "select": {"metric": "val/a"}}]}, "runs must name a row with runs"),
+        ({"rows": [{"rows": ["a"], "callable": "f"}]}, "callable must read package.module:function, got 'f'"),
+        ({"rows": [{"callable": "a:b"}]}, "row 1 needs `rows`"),
+    ],
+)
+def test_bad_declarations_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiments(tmp_path, **changes)
+
+
+def test_unknown_rows_data_and_methods_are_named(tmp_path, checkout, capsys):
+    with pytest.raises(ValueError, match="no row 'x' is declared for classifier; there are MLP, tuned, by loss"):
+        experiments(tmp_path).cells(rows=["x"])
+    with pytest.raises(ValueError, match="no data set 'x' is declared"):
+        experiments(tmp_path).cells(data=["x"])
+    assert main(["lds"], checkout("classifier", CLASSIFIER)) == 2
+    assert "no experiments for lds: " in (line := capsys.readouterr().err)
+    assert "(there are: classifier)" in line
+    assert main(["classifier", "--seeds", "0"], tmp_path) == 2
+    assert main(["classifier", "--jobs", "0"], tmp_path) == 2
+
+
+# Choosing
+
+
+def test_the_grid_point_is_picked_by_validation_then_ties_then_order():
+    points = [
+        {"stop/accuracy": 1.0, "stop/loss": 0.3},
+        {"stop/accuracy": 0.9, "stop/loss": 0.1},
+        {"stop/accuracy": 1.0, "stop/loss": 0.2},
+        {"stop/accuracy": 1.0, "stop/loss": 0.2},
+    ]
+    assert Select("stop/accuracy").pick(points)[0] == 0
+    assert Select("stop/accuracy", last=True).pick(points)[0] == 3
+    assert Select("stop/loss", "min").pick(points)[0] == 1
+    index, record = Select("stop/accuracy", ties=(("stop/loss", "min"),)).pick(points)
+    assert index == 2
+    assert record == {
+        "metric": "stop/accuracy",
+        "mode": "max",
+        "points": 4,
+        "tied": 3,
+        "ties": "stop/loss min, then first",
+    }
+    with pytest.raises(ValueError, match="select needs stop/f1, and the run logged stop/accuracy, stop/loss"):
+        Select("stop/f1").pick(points)
+
+
+def test_best_row_is_the_first_of_the_best_and_never_holds_test_metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "step,val/accuracy,val/loss,train/loss,test/accuracy\n"
+        "1,,,0.9,\n1,0.5,0.7,,\n2,0.8,0.6,,\n3,0.8,0.5,,\n3,,,,0.4\n"
+    )
+    assert best_row(path, "val/accuracy", "max") == {"step": 2, "val/accuracy": 0.8, "val/loss": 0.6}
+    assert best_row(path, "val/loss", "min")["step"] == 3
+    assert best_row(path, None, "min") == {"step": 3, "val/accuracy": 0.8, "val/loss": 0.5, "train/loss": 0.9}
+    with pytest.raises(ValueError, match="no value of the monitored val/f1"):
+        best_row(path, "val/f1", "max")
+
+
+# Real runs
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_records_are_made_tables_filled_and_what_is_done_is_not_done_again(checkout, capsys):
+    root = checkout("classifier", CLASSIFIER)
+    (root / "README.md").write_text("<!-- table: classifier/accuracy -->\n<!-- end table -->\n")
+    (root / "docs" / "results" / "classifier.yaml").write_text('accuracy: {rows: ["MLP, tuned"], columns: [digits]}')
+    assert main(["classifier", "--jobs", "2"], root) == 0
+    assert "4 records to make, 4 runs to do" in capsys.readouterr().out
+    path = root / "docs" / "results" / "classifier.json"
+    records = read_records(path)
+    assert [record.key for record in records] == [
+        (row, "digits", s) for row in ("MLP, tuned", "by loss") for s in (1, 2)
+    ]
+    for record in records:
+        assert record.choice == {"model.lr": 0.01}  # 1e-5 learns nothing in two epochs
+        assert record.metrics["test/accuracy"] > 0.2
+        assert record.selection["points"] == 2
+        assert record.environment.packages["torch"]
+        assert 50 < record.peak_mb < 10_000
+        assert "--model.lr=0.01" in record.command
+    assert "| MLP, tuned |" in (root / "README.md").read_text()
+    assert main(["--check"], root) == 0
+    assert not list((root / "runs").rglob("*.ckpt"))
+
+    # The command of a record, typed by hand, reaches the same numbers.
+    command = [sys.executable, "-m", "framework.cli", *_words(records[0].command)[1:]]
+    command += [
+        "--trainer.default_root_dir",
+        str(root / "by-hand"),
+        "--trainer.enable_progress_bar=false",
+        "--name",
+        "x",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    by_hand = json.loads((root / "by-hand" / "x" / "0" / "results.json").read_text())["metrics"]
+    assert by_hand == {name: value for name, value in records[0].metrics.items() if name.startswith("test/")}
+
+    before = path.read_bytes()
+    assert main(["classifier"], root) == 0
+    assert "0 records to make, 0 runs to do" in capsys.readouterr().out
+    path.unlink()  # the runs are still there
+    assert main(["classifier"], root) == 0
+    assert "4 records to make, 0 runs to do (4 finished earlier)" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+    (root / "README.md").write_text((root / "README.md").read_text().replace(" ± ", " ± 1"))
+    assert main(["--check"], root) == 1
+    assert "README.md: classifier/accuracy differs" in capsys.readouterr().err
+    assert main(["--tables"], root) == 0
+    assert main(["--check"], root) == 0
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_forked_run_equals_one_in_a_fresh_process(tmp_path):
+    (cell,) = experiments(tmp_path / "a", rows=[{"name": "a"}]).cells(seeds=1)
+    (other,) = experiments(tmp_path / "b", rows=[{"name": "a"}]).cells(seeds=1)
+    assert [done.code for done in run_all(cell.jobs, 1)] == [0]
+    assert [done.code for done in run_all(other.jobs, 1, fresh=True)] == [0]
+    forked, fresh = outcome(cell.jobs[0]), outcome(other.jobs[0])
+    assert forked["metrics"] == fresh["metrics"]
+    assert forked["monitored"] == fresh["monitored"]
+    assert finished(cell.jobs[0])
+
+
+def rows_of_python(data, seed, raises=False, killed=False):
+    if raises:
+        raise RuntimeError("no such luck")
+    if killed:
+        os.kill(os.getpid(), 9)
+    return {
+        "A": {"metrics": {"test/accuracy": seed / 10}, "choice": {"k": 3}},
+        "B": {"metrics": {"test/accuracy": 0.5}},
+    }
+
+
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    """This file as a module that worker processes can import."""
+    (tmp_path / "my_rows.py").write_text(Path(__file__).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.process
+def test_callables_make_rows_and_failures_do_not_stop_the_rest(checkout, importable, capsys):
+    def call(row, **arguments):
+        return {"rows": [row, row + "2"], "callable": "my_rows:rows_of_python", "arguments": arguments}
+
+    content = {
+        "seeds": 2,
+        "data": {"wine": None},
+        "rows": [
+            {"rows": ["A", "B"], "callable": "my_rows:rows_of_python"},
+        ],
+    }
+    root = checkout("python", content)
+    assert main(["python"], root) == 0
+    records = read_records(root / "docs" / "results" / "python.json")
+    assert {(r.row, r.seed): r.metrics["test/accuracy"] for r in records} == {
+        ("A", 1): 0.1,
+        ("A", 2): 0.2,
+        ("B", 1): 0.5,
+        ("B", 2): 0.5,
+    }
+    assert records[0].choice == {"k": 3}
+    assert records[0].command == "scripts/reproduce python --rows A B --data wine --seed 1 --force"
+    capsys.readouterr()
+
+    for arguments, reason in (
+        ({"raises": True}, "RuntimeError: no such luck"),
+        ({"killed": True}, "killed by signal 9"),
+    ):
+        content["rows"] = [{**content["rows"][0], "arguments": arguments}]
+        (root / "docs" / "results" / "python.json").unlink(missing_ok=True)
+        root = checkout("python", content)
+        assert main(["python", "--jobs", "2"], root) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("failed: my_rows:rows_of_python on wine, seed") == 2
+        assert reason in errors
+        assert "2 of 2 runs failed; their records were not made" in errors
+        assert read_records(root / "docs" / "results" / "python.json") == []
+
+    content["rows"] = [call("C")]
+    assert main(["python", "--seeds", "1"], checkout("python", content)) == 1
+    assert "returned the rows A, B; declared are C, C2" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_the_script_itself_runs():
+    done = subprocess.run([ROOT / "scripts" / "reproduce", "--check"], capture_output=True, text=True, cwd="/")
+    assert done.returncode in (0, 1), done.stderr
+    help_text = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reproduce", "--help"], capture_output=True, text=True
+    )
+    assert "--seeds N" in help_text.stdout
