@@ -157,6 +157,8 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} must be an IDX file of bytes (00 00 08 ...), but it begins with {data[:4].hex(' ')}")
     header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise ValueError(f"{path} ends inside its header, which states {data[3]} dimensions")
     shape: Sequence[int] = np.frombuffer(data[4:header], ">u4").tolist()
     if len(data) - header != int(np.prod(shape)):
         raise ValueError(f"{path} states {tuple(shape)} values in its header but holds {len(data) - header}")
