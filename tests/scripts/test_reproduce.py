@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_records_are_made_tables_filled_and_what_is_done_is_not_done_again(check
     assert not list((root / "runs").rglob("*.ckpt"))
 
     # The command of a record, typed by hand, reaches the same numbers.
-    command = [sys.executable, "-m", "framework.cli", *_words(records[0].command)[1:]]
+    command = [sys.executable, "-m", "framework.cli", *shlex.split(records[0].command)[1:]]
     command += [
         "--trainer.default_root_dir",
         str(root / "by-hand"),
