@@ -25,7 +25,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "tau": (arguments["tau"] >= 1, "at least 1"),
         "inner_lr_range": (0 < low < high, "two positive rates, the lower first"),
         "inner_lr": (arguments["inner_lr"] > 0, "positive"),
-        "outer_lr": (arguments["outer_lr"] > 0, "positive"),
+        "outer_lr": (arguments["outer_lr"] >= 0, "at least 0"),
         "outer_lr_decay": (arguments["outer_lr_decay"] >= 0, "at least 0"),
         "inner_steps": (arguments["inner_steps"] >= 1, "at least 1"),
         "patience": (arguments["patience"] >= 1, "at least 1"),

@@ -52,7 +52,7 @@ class LDS(LightningModule):
         inner_lr: Learning rate of the inner Adam; where the learning starts if ``learn_inner_lr``.
         learn_inner_lr: Learn the inner learning rate by the same hypergradient.
         inner_lr_range: Bounds of a learned rate.
-        outer_lr: First learning rate of theta.
+        outer_lr: First learning rate of theta and of the learned inner rate; 0 leaves both as they are.
         outer_lr_decay: Decay c of the outer rate, ``outer_lr / (1 + c t)`` after t rounds.
         inner_steps: Most inner steps in one epoch.
         patience: The epoch ends when this many inner steps in a row have not lowered the training loss ...
@@ -130,7 +130,6 @@ class LDS(LightningModule):
             }
         )
         self.test_metrics = metrics.clone(prefix="test/")
-        self._moved: tuple[Tensor, NodeBatch] | None = None
         self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
 
     # --- graph and state ----------------------------------------------------------------------------------------------
@@ -148,10 +147,12 @@ class LDS(LightningModule):
             raise ValueError(f"classes is {self.hparams['classes']}, but the data have a class {int(graph.y.max())}")
         if stage == "fit":
             with torch.no_grad():
-                self._allocate(graph.candidates)
+                # A graph that is not learned needs no room for other pairs than its own edges.
+                self._allocate(graph.candidates if self.hparams["learn_graph"] else graph.edge_index)
                 self.theta.copy_(self._initial_theta(graph))
-            if int(self.base_seed) < 0:  # the same on all ranks; a resumed run keeps the one in its checkpoint
+                # The same on all ranks. A resumed run gets its own back from the checkpoint.
                 self.base_seed.fill_(self.trainer.strategy.broadcast(torch.initial_seed()) % 2**63)
+                self.weights.copy_(self.network.init(self._generator(INIT, 0)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the pairs that the checkpoint learns."""
@@ -168,35 +169,30 @@ class LDS(LightningModule):
     def _allocate(self, candidates: Tensor | None) -> None:
         nodes = self.hparams["nodes"]
         shape = (nodes, nodes) if candidates is None else (candidates.shape[1],)
-        self.theta = nn.Parameter(torch.zeros(shape), requires_grad=self.hparams["learn_graph"])
+        if getattr(self, "theta", None) is None or self.theta.shape != shape:
+            self.theta = nn.Parameter(torch.zeros(shape), requires_grad=self.hparams["learn_graph"])
         self.register_buffer("candidates", torch.zeros(2, 0, dtype=torch.int64) if candidates is None else candidates)
 
-    @staticmethod
-    def _initial_theta(graph: NodeBatch) -> Tensor:
-        if graph.candidates is None:
+    def _initial_theta(self, graph: NodeBatch) -> Tensor:
+        if self.theta.dim() == 2:
             return DenseEdges.initial(graph.nodes, graph.edge_index, graph.edge_weight)
-        return CandidateEdges.initial(graph.nodes, graph.candidates, graph.edge_index, graph.edge_weight)
+        return CandidateEdges.initial(graph.nodes, self.candidates, graph.edge_index, graph.edge_weight)
 
     def _generator(self, purpose: int, *keys: int) -> torch.Generator:
         """Random numbers that depend on nothing but the seed and where the run is, so that a resume repeats them."""
         seed = np.random.SeedSequence([int(self.base_seed), purpose, *keys]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed))
 
-    def transfer_batch_to_device(self, batch: NodeBatch, device: torch.device, dataloader_idx: int) -> NodeBatch:
-        """Move the graph once, not at every step."""
-        if self._moved is None or self._moved[0] is not batch.y or self._moved[1].y.device != device:
-            self._moved = (batch.y, super().transfer_batch_to_device(batch, device, dataloader_idx))
-        return self._moved[1]
-
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
-        """The objectives on this batch and, where every edge is certain or the graph fixed, the one graph there is."""
-        if self._problem is None or self._problem[0] is not batch.y or self._problem[1].edges.theta is not self.theta:
+        """The objectives on this batch and, if the graph is not learned, that graph; made once for one graph."""
+        source = batch.y if self._trainer is None else self.trainer.datamodule.graph.y  # batch.y may be a moved copy
+        if self._problem is None or self._problem[0] is not source or self._problem[1].edges.theta is not self.theta:
             edges = self.edges()
             train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
             features = Features(batch.x)
             problem = LDSProblem(self.network, edges, features, batch.y, train, val, self.hparams["edge_gradient"])
             graph = None if self.hparams["learn_graph"] else Graph(batch.nodes, *edges.pairs())
-            self._problem = (batch.y, problem, graph)
+            self._problem = (source, problem, graph)
         return self._problem[1:]
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -264,7 +260,7 @@ class LDS(LightningModule):
     @torch.no_grad()
     def _start_epoch(self) -> None:
         count = float(self.progress[3])
-        if self.current_epoch == 0 or self.hparams["restart"] == "epoch":
+        if self.hparams["restart"] == "epoch":
             self.weights.copy_(self.network.init(self._generator(INIT, self.current_epoch)))
             self.moments.zero_()
             count = 0
