@@ -113,7 +113,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-PLAIN = "pip install --progress-bar off -c constraints.txt -e ."
+PLAIN = "pip install --progress-bar off --no-compile -c constraints.txt -e ."
 
 
 def test_first_start_installs_under_constraints_and_runs_the_program(machine: Machine) -> None:
@@ -166,6 +166,11 @@ def test_workers_follow_the_cores_even_when_threads_are_limited(machine: Machine
         ["env", "-u", "OMP_NUM_THREADS", "nproc"], capture_output=True, text=True, check=True
     ).stdout.strip()
     assert f"{cores} workers, 1 threads" in machine.run("scripts/test", OMP_NUM_THREADS="1")[1]
+
+
+def test_packages_are_compiled_only_where_python_would_not_do_it_when_it_imports_them(machine: Machine) -> None:
+    machine.run(PYTHONDONTWRITEBYTECODE="1")
+    assert machine.done() == ["venv", PLAIN.replace(" --no-compile", "")]
 
 
 def test_unknown_extra(machine: Machine) -> None:
@@ -319,7 +324,8 @@ def bootstrap(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     """bootstrap.py of the machine's checkout as a module, to set what the operating system says."""
     for name, value in machine.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("FULGURITE_PYTHON", raising=False)
+    for name in ("FULGURITE_PYTHON", "FULGURITE_EXTRAS", "PYTHONDONTWRITEBYTECODE"):
+        monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("bootstrap", machine.root / "scripts" / "bootstrap.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
