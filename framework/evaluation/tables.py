@@ -8,14 +8,16 @@ A document holds a place for a table between two lines::
 and ``docs/results/lds.yaml`` says what the table ``accuracy`` shows of the records in ``docs/results/lds.json``; in
 ``docs/methods/lds.md`` the name alone will do. Kinds of tables: ``values`` (mean and interval, beside published
 numbers), ``differences`` (paired, against one row), ``choices`` (hyper-parameters picked per seed), ``methods`` (one
-line a method).
+line a method), ``benchmark`` (times and memory from ``docs/results/benchmarks``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,15 +142,18 @@ def render(root: str | os.PathLike[str], name: str, document: str | os.PathLike[
     kind = specification.pop("kind", "values")
     try:
         if kind == "methods":
-            return _markdown(*_methods(folder, **specification))
+            return _markdown(*_methods(folder, **specification), left=6)
+        if kind == "benchmark":
+            results = folder / "benchmarks" / f"{specification.pop('name', table)}.json"
+            cells, caption = _benchmark(results, **specification)
+            return _markdown(cells, f"{caption} {_link(results, document)}", left=2)
         if kind not in kinds:
-            raise ValueError(f"kind must be one of {', '.join([*kinds, 'methods'])}, got {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join([*kinds, 'methods', 'benchmark'])}, got {kind!r}")
         results = folder / f"{specification.pop('results', method)}.json"
         cells, caption = kinds[kind](read_records(results), **specification)
     except TypeError as error:  # an unknown or missing key of the specification
         raise ValueError(f"{path}: {re.sub(r'^_[a-z]+[(][)]', 'the specification', str(error))}") from None
-    link = Path(os.path.relpath(results, document.parent)).as_posix()
-    return _markdown(cells, f"{caption} Seed by seed: [{results.name}]({link}).")
+    return _markdown(cells, f"{caption} Seed by seed: {_link(results, document)}")
 
 
 # The kinds. Each takes the keys of its specification as arguments and returns the cells, heading first, and a caption.
@@ -283,13 +288,38 @@ def _methods(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[list[l
     return table, f"{caption} ᵘ not read in the paper itself." if False in marks else caption
 
 
+def _benchmark(results: Path) -> tuple[list[list[str]], str]:
+    if not results.exists():
+        raise ValueError(f"{results} does not exist: run scripts/benchmark {results.stem}")
+    content = json.loads(results.read_text())
+    table = [["Case", "", "Seconds", "Peak", "Time / ours"]]
+    for case in content["cases"]:
+        name = ", ".join(f"{key} {value}" for key, value in case["case"].items())
+        for number, (variant, measured) in enumerate(case["variants"].items()):
+            ratio = case["ratios"].get(variant)
+            seconds = f"{statistics.median(measured['seconds']):.3g}"
+            shown = NONE if ratio is None else f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})"
+            memory = f"+{measured['extra_peak_mb']:.0f} MB"
+            if measured["gpu_peak_mb"] is not None:
+                memory += f", GPU {measured['gpu_peak_mb']:.0f} MB"
+            table.append([name if number == 0 else "", variant, seconds, memory, shown])
+    first = next(iter(content["cases"][0]["variants"].values()))
+    where = content["environment"]["gpu"] or [content["environment"]["cpu"]]
+    caption = f"{content['summary']} Median of {len(first['seconds'])} calls in turns, {content['threads']} thread(s), "
+    return table, f"{caption}{where[0]}; peak memory beyond that of the set-up; ratio as median (range)."
+
+
 # Parts of tables
 
 
-def _markdown(cells: Sequence[Sequence[str]], caption: str) -> str:
+def _markdown(cells: Sequence[Sequence[str]], caption: str, left: int = 1) -> str:
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    lines = [head, ["---", *(["--:"] * (len(head) - 1) if head[0] != "Method" else ["---"] * (len(head) - 1))], *body]
+    lines = [head, ["---"] * left + ["--:"] * (len(head) - left), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}"
+
+
+def _link(results: Path, document: Path) -> str:
+    return f"[{results.name}]({Path(os.path.relpath(results, document.parent)).as_posix()})."
 
 
 def _columns(columns: Sequence[Any], metric: str, mode: str, percent: bool) -> list[Column]:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from framework import configuration
@@ -164,11 +166,37 @@ def test_the_table_of_methods_takes_paper_and_reference_from_the_configuration(c
     assert "| no published number |" in render(checkout, "methods", checkout / "README.md")
 
 
+def test_benchmarks_have_a_line_a_variant(checkout):
+    folder = checkout / "docs" / "results" / "benchmarks"
+    folder.mkdir()
+
+    def measured(*seconds, gpu=None):
+        return {"seconds": seconds, "cpu_seconds": seconds, "extra_peak_mb": 12.4, "gpu_peak_mb": gpu}
+
+    case = {
+        "case": {"tau": 5, "nodes": 10},
+        "variants": {"ours": measured(0.1, 0.2, 0.3), "plain": measured(0.5, 0.4, 0.9, gpu=3.0)},
+        "ratios": {"plain": {"median": 3.0, "low": 2.0, "high": 5.0}},
+    }
+    environment = {"cpu": "Some CPU", "gpu": []}
+    content = {"summary": "Ours against plain.", "threads": 1, "environment": environment, "cases": [case]}
+    (folder / "speed.json").write_text(json.dumps(content))
+    (checkout / "docs" / "results" / "lds.yaml").write_text("speed: {kind: benchmark}\nslow: {kind: benchmark}")
+    (head, _, ours, plain), caption = table(checkout, "speed")
+    assert head == ["Case", "", "Seconds", "Peak", "Time / ours"]
+    assert ours == ["tau 5, nodes 10", "ours", "0.2", "+12 MB", "—"]
+    assert plain == ["", "plain", "0.5", "+12 MB, GPU 3 MB", "3 (2 to 5)"]
+    assert caption.startswith("Ours against plain. Median of 3 calls in turns, 1 thread(s), Some CPU;")
+    assert caption.endswith("[speed.json](../results/benchmarks/speed.json).")
+    with pytest.raises(ValueError, match=r"slow.json does not exist: run scripts/benchmark slow"):
+        table(checkout, "slow")
+
+
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
         ("other: {}", r"lds.yaml has no table 't'; it has other"),
-        ("t: {kind: pie}", "kind must be one of values, differences, choices, methods, got 'pie'"),
+        ("t: {kind: pie}", "kind must be one of values, differences, choices, methods, benchmark, got 'pie'"),
         ("t: {rows: [LDS], columns: [wine], colour: red}", r"lds.yaml: .*unexpected keyword argument 'colour'"),
         ("t: {rows: [LDS]}", "missing 1 required positional argument: 'columns'"),
         ("t: {rows: [LDS], columns: [{label: a}]}", "a column needs data, got"),
