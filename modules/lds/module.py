@@ -65,8 +65,8 @@ class LDS(LightningModule):
         edge_gradient: ``symmetric`` counts an edge in both directions, ``upper`` in one (official code).
         skip_first: From the second round of an epoch on, leave the round's first step out of the hypergradient
             (official code).
-        select_by: What "best" means on the stop nodes: ``accuracy`` (paper), ``loss``, or ``score``, which is accuracy
-            with ties broken by the loss.
+        select_by: What "best" means on the stop nodes, the highest ``stop/...``: ``accuracy`` (paper); ``likelihood``,
+            the negative loss; or ``score``, which is accuracy with ties broken by the likelihood.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -101,14 +101,14 @@ class LDS(LightningModule):
         reuse_graphs: bool = True,
         edge_gradient: EdgeGradient = "symmetric",
         skip_first: bool = False,
-        select_by: Literal["accuracy", "loss", "score"] = "accuracy",
+        select_by: Literal["accuracy", "likelihood", "score"] = "accuracy",
     ) -> None:
         super().__init__()
         check_arguments(locals())
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.monitor = f"stop/{select_by}"
-        self.mode = "min" if select_by == "loss" else "max"
+        self.mode = "max"
         self.network = GCN(inputs, classes, hidden, dropout, weight_decay)
         self.optimizer = Adam()
         # The learned rate is low + sigmoid(rate) (high - low).
@@ -320,6 +320,7 @@ class LDS(LightningModule):
             values = {f"{name}/loss": loss, f"{name}/accuracy": correct / nodes.sum()}
             if name == "stop":  # the loss, squashed below one node, only breaks ties
                 values["stop/score"] = (correct - loss / (1 + loss)) / nodes.sum()
+                values["stop/likelihood"] = -loss
             self.log_dict(values, prog_bar=name == "stop", batch_size=1)
         if self.hparams["learn_graph"]:
             self.log_dict({"graph/expected_edges": self.theta.sum(), "graph/inner_lr": self.inner_lr()}, batch_size=1)

@@ -13,12 +13,17 @@ combined into one matrix product at the end (``EdgeFactors``).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# Once per process torch says that its CSR layout is young; the products used here are tested against dense ones.
+# https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/SparseCsrTensorImpl.cpp
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
 class EdgeFactors(NamedTuple):
