@@ -15,14 +15,14 @@ Name = Literal["wine", "cancer", "digits", "iris"]
 class SklearnNodes(NodeData):
     """Rows of a scikit-learn data set as the nodes of a graph that is yet to be found.
 
-    ============ ======== ========= ======== =========================== ==============
-    name         nodes    features  classes  train / val / stop (totals)  scaled
-    ============ ======== ========= ======== =========================== ==============
-    wine         178      13        3        10 / 10 / 10                 all nodes
-    cancer       569      30        2        10 / 10 / 10                 all nodes
-    digits       1797     64        10       50 / 50 / 50                 no (0 ... 16)
-    iris         150      4         3        10 / 10 / 10                 no
-    ============ ======== ========= ======== =========================== ==============
+    ====== ===== ======== ======= =========================== =========================
+    name   nodes features classes train / val / stop (totals) standardised
+    ====== ===== ======== ======= =========================== =========================
+    wine   178   13       3       10 / 10 / 10                over all nodes
+    cancer 569   30       2       10 / 10 / 10                over all nodes
+    digits 1797  64       10      50 / 50 / 50                no, pixels from 0 to 16
+    iris   150   4        3       10 / 10 / 10                no
+    ====== ===== ======== ======= =========================== =========================
 
     Standardising over all nodes uses the features of test nodes, never their labels: the setting is transductive.
 

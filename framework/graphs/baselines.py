@@ -87,10 +87,15 @@ def tune_baseline(name: str, batch: NodeBatch, seed: int = 0) -> TunedBaseline:
 
 def _fit(name: str, seed: int) -> Callable[[Any, Any, dict[str, Any]], Any]:
     """Function of features, known labels (-1 elsewhere) and parameters that returns the class of every node."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
 
     def predict(x: Any, known: Any, parameters: dict[str, Any]) -> Any:
         train = known >= 0
-        return _model(name, parameters, seed).fit(x[train], known[train]).predict(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a cap on the steps of the MLP, as early stopping is
+            return _model(name, parameters, seed).fit(x[train], known[train]).predict(x)
 
     return predict
 
@@ -107,7 +112,7 @@ def _model(name: str, parameters: dict[str, Any], seed: int) -> Any:
     if name == "mlp":
         from sklearn.neural_network import MLPClassifier
 
-        return MLPClassifier(solver="lbfgs", max_iter=500, random_state=seed, **parameters)
+        return MLPClassifier(solver="lbfgs", max_iter=200, random_state=seed, **parameters)
     from sklearn.svm import SVC
 
     return SVC(kernel="linear" if name == "linear_svm" else "rbf", **parameters)

@@ -3,6 +3,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule, LightningModule, Trainer
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
@@ -163,3 +165,47 @@ def test_nested_split_of_unequal_classes_keeps_them_all():
     masks = nested_split(y, (12, 12, 12), seed=5)
     for mask in masks.values():
         assert len(y[mask].unique()) == 3
+
+
+def test_a_later_configuration_changes_one_option_of_the_graph():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    first = "data: {class_path: datamodules.nodes.bundled.SklearnNodes, init_args: {graph: {source: knn, k: 7}}}"
+    later = "data: {init_args: {graph: {metric: minkowski}}}"
+    told = parser.parse_args(["--config", first, "--config", later, "--data.init_args.graph.k=9"])
+    data = parser.instantiate_classes(told).data
+    assert (data.options.source, data.options.k, data.options.metric) == ("knn", 9, "minkowski")
+
+
+class CountSteps(LightningModule):
+    """Writes down how many graphs a rank is served."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.served = folder, 0
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        assert batch.nodes == 178
+        self.served += 1
+        return (self.weight - 1).square().sum()
+
+    def on_train_end(self):
+        (self.folder / f"rank{self.global_rank}").write_text(str(self.served))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.process
+def test_every_rank_is_served_every_step(tmp_path):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, **quiet)
+    trainer.fit(CountSteps(tmp_path), train_dataloaders=None, datamodule=SklearnNodes("wine", steps_per_epoch=5))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"rank0": "10", "rank1": "10"}
