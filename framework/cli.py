@@ -41,7 +41,8 @@ RUN_HELP = """usage: fulgurite {command} -c <configuration> [-c <overlay>]... [-
 {summary}. Layers and keys apply from left to right.
 
 options
-  -c, --config FILE      YAML file, or the name of a shipped one (`fulgurite methods`); repeat it to lay files over one another
+  -c, --config FILE      YAML file, or the name of a shipped one (`fulgurite methods`); several are
+                         laid over one another
   --<key> VALUE          one value, such as --trainer.max_epochs 5, --model.lr 1e-3, --data.batch_size 32,
                          --model <class>, --trainer.callbacks+ <class>
   --name NAME            folder of the run under trainer.default_root_dir ("runs"); default: the name of the first -c
@@ -154,6 +155,9 @@ def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
             configuration.override(key.removeprefix("--"), value)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own package; last, so that it cannot hide ours
+    from framework.lean import import_torchmetrics
+
+    import_torchmetrics()
     if helped:
         from framework.commands.explain import explain
 

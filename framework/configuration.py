@@ -1,8 +1,9 @@
 """Configuration in layers: YAML files and ``--key value`` pairs, merged left to right into one mapping.
 
-All of this happens before torch is imported, so a typing error is answered at once. What is decided here: which file a name
-means, how layers merge (lists replaced, ``key+`` appends, a new ``class_path`` starts afresh), what short class names stand for,
-interpolation (``${trainer.max_epochs}``), unknown keys and impossible numbers. Types are checked later against the signatures.
+All of this happens before torch is imported, so a slip is answered at once. What is decided here: which file a name
+means, how layers merge (lists replaced, ``key+`` appends, a new ``class_path`` starts afresh), what short class names
+stand for, interpolation (``${trainer.max_epochs}``), unknown keys and impossible numbers. Types are checked later,
+against the signatures.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from framework.errors import ConfigurationError, near
 
 #: Top-level keys of every command.
 SECTIONS = (
-    "about", "ckpt_path", "data", "lr_scheduler", "model", "name", "optimizer", "seed_everything", "threads", "trainer", "weights_only"
+    "about", "ckpt_path", "data", "lr_scheduler", "model", "name", "optimizer", "seed_everything", "threads", "trainer",
+    "weights_only",
 )  # fmt: skip
 #: Keys that one command has beyond those.
 OWN = {
@@ -82,7 +84,7 @@ def name_of(path: Path) -> str:
 def _loader() -> Any:
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-    class Loader(base):  # type: ignore[misc]
+    class Loader(base):
         """YAML 1.1 less its traps: ``1e-3`` is a number, a date is text, a key given twice is an error."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -98,7 +100,7 @@ def _loader() -> Any:
         first: [(tag, regexp) for tag, regexp in pairs if tag not in drop]
         for first, pairs in base.yaml_implicit_resolvers.items()
     }
-    number = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?)"
+    number = r"[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*(?:[eE][-+]?\d+)?)"
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(rf"^(?:{number}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
@@ -166,7 +168,8 @@ class Configuration:
         """Set one value, as ``--key text`` does.
 
         Args:
-            key: Dotted key. ``init_args`` may be left out; a list is entered by number, or at its last item; a final ``+`` appends.
+            key: Dotted key. ``init_args`` may be left out; a list is entered by number, or at its last item; a final
+                ``+`` appends.
             text: A YAML list or mapping is read as such; anything else is read as the argument's type asks.
 
         Raises:
@@ -329,10 +332,11 @@ def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 #: Smallest sensible values of numbers that Lightning takes without a look, or refuses with a traceback.
 _LEAST = {
-    "max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0, "gradient_clip_val": 0, "fast_dev_run": 0, "overfit_batches": 0, "limit_train_batches": 0,
-    "limit_val_batches": 0, "limit_test_batches": 0, "limit_predict_batches": 0, "num_sanity_val_steps": -1, "num_nodes": 1,
-    "reload_dataloaders_every_n_epochs": 0,
+    "max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1, "log_every_n_steps": 0, "gradient_clip_val": 0, "fast_dev_run": 0,
+    "overfit_batches": 0, "limit_train_batches": 0, "limit_val_batches": 0, "limit_test_batches": 0,
+    "limit_predict_batches": 0,
+    "num_sanity_val_steps": -1, "num_nodes": 1, "reload_dataloaders_every_n_epochs": 0,
 }  # fmt: skip
 
 

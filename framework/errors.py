@@ -21,5 +21,5 @@ def near(wrong: str, known: object, count: int = 3) -> str:
     names = sorted({str(name) for name in known})  # type: ignore[attr-defined]
     found = get_close_matches(wrong, names, n=count, cutoff=0.6)
     lowered = wrong.lower()
-    found += [name for name in names if lowered and lowered in name.lower() and name not in found]
+    found += [name for name in names if len(lowered) > 3 and lowered in name.lower() and name not in found]
     return f"; did you mean {' or '.join(found[:count])}?" if found else ""

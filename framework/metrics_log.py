@@ -24,7 +24,7 @@ class MetricsLog(CSVLogger):
         file: Name of the file in it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], file: str = "metrics.csv") -> None:
+    def __init__(self, directory: str | Path, file: str = "metrics.csv") -> None:
         super().__init__(save_dir=directory, name="", version="")
         self.directory = Path(directory)
         self.file = file

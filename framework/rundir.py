@@ -27,7 +27,7 @@ def run_directory(trainer: Trainer) -> Path:
     """
     from framework.metrics_log import MetricsLog
 
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         return Path(trainer.default_root_dir)  # Lightning swaps in a logger without a directory
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog):
@@ -36,11 +36,11 @@ def run_directory(trainer: Trainer) -> Path:
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes, judged by what torchrun, SLURM or Lightning put in the environment."""
+    """Whether this process is the one that writes, by what torchrun, SLURM or Lightning put in the environment."""
     for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
         if key in os.environ:
-            return int(os.environ[key]) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-    return int(os.environ.get("NODE_RANK", 0)) == 0
+            return int(os.environ[key]) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    return int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def check_name(name: str) -> str:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from jsonargparse._parameter_resolvers import ParamData, get_signature_parameters
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers as lightning_loggers
@@ -31,9 +31,9 @@ def import_class(path: str, base: type | None = None, section: str | None = None
     at = f"{section}.class_path: " if section else ""
     if "." not in path:
         if base is not None:
-            for kind in (base, *_subclasses(base)):
-                if kind.__name__ == path:
-                    return kind
+            for each in (base, *_subclasses(base)):
+                if each.__name__ == path:
+                    return each
         known = _short_names(section)
         raise ConfigurationError(f"{at}no class {path}{near(path, known)}")
     module, _, name = path.rpartition(".")
@@ -47,9 +47,21 @@ def import_class(path: str, base: type | None = None, section: str | None = None
         raise ConfigurationError(f"{at}{module} has no class {name}{_near_path(path)}") from error
 
 
-def arguments_of(kind: Any) -> list[ParamData]:
-    """Parameters of a class or function, with those that ``**kwargs`` pass on."""
-    return list(get_signature_parameters(kind, None if not inspect.isclass(kind) else "__init__"))
+def arguments_of(kind: Any) -> list[str]:
+    """Names of the parameters of a class or function, with those that ``**kwargs`` pass on."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    return [name.removeprefix("it.") for name in add(kind, "it", fail_untyped=False, sub_configs=True)]
+
+
+def is_required(kind: Any, name: str) -> bool:
+    """Whether a parameter of a class or function has no default."""
+    owners = [vars(each).get("__init__", each) for each in kind.__mro__] if inspect.isclass(kind) else [kind]
+    for owner in owners:
+        parameter = inspect.signature(owner).parameters.get(name)
+        if parameter is not None:
+            return parameter.default is inspect.Parameter.empty
+    return False
 
 
 def check_classes(values: Mapping[str, Any]) -> None:
@@ -59,7 +71,7 @@ def check_classes(values: Mapping[str, Any]) -> None:
         ConfigurationError: Naming the key and what is near it.
     """
     trainer = values.get("trainer") or {}
-    known = [parameter.name for parameter in arguments_of(Trainer)]
+    known = arguments_of(Trainer)
     for key in trainer:
         if key not in known:
             raise ConfigurationError(f"trainer.{key}: no such argument{near(str(key), known)}")
@@ -82,19 +94,24 @@ def _check(entry: Any, at: str, base: type | None) -> None:
             raise ConfigurationError(f"{at}.{key}: no such key; arguments of a class belong under {at}.init_args")
     if not isinstance(entry.get("class_path"), str):
         raise ConfigurationError(f"{at}.class_path is not set")
-    kind = import_class(entry["class_path"], base, at)
+    kind: Any = import_class(entry["class_path"], base, at)
     given = entry.get("init_args")
     if given is not None and not isinstance(given, Mapping):
         raise ConfigurationError(f"{at}.init_args: expected a mapping, got {given!r}")
-    parameters = arguments_of(kind)
-    names = [parameter.name for parameter in parameters]
-    open_ended = any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters if hasattr(parameter, "kind")
-    )
+    names = arguments_of(kind)
+    open_ended = _open_ended(kind, names)
     for key in given or {}:
         if key not in names and not open_ended:
             hint = near(str(key), names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
             raise ConfigurationError(f"{at}.init_args.{key}: {kind.__name__} takes no such argument{hint}")
+
+
+def _open_ended(kind: Any, names: list[str]) -> bool:
+    """Whether ``**kwargs`` remain whose names cannot be known, as in ``WandbLogger``, which hands them to ``wandb``."""
+    signature = inspect.signature(kind)
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.parameters.values()):
+        return False
+    return set(names) <= set(signature.parameters)
 
 
 def _list(given: Any) -> list[Any]:
@@ -102,9 +119,10 @@ def _list(given: Any) -> list[Any]:
 
 
 def _subclasses(base: type) -> list[type]:
-    found = []
-    for kind in base.__subclasses__():
-        found += [kind, *_subclasses(kind)]
+    found: list[type] = []
+    each: type
+    for each in base.__subclasses__():
+        found += [each, *_subclasses(each)]
     return found
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from framework import rundir
 from framework.about import About
 from framework.commands import report
-from framework.commands.checks import arguments_of, check_classes, import_class
+from framework.commands.checks import arguments_of, check_classes, import_class, is_required
 from framework.commands.messages import condense
 from framework.configuration import OWN, Configuration, check_numbers, name_of
 from framework.errors import ConfigurationError
@@ -65,7 +66,7 @@ class RunCallback(Callback):
         directory = Path(trainer.strategy.broadcast(str(self.cli.directory)))
         if directory != self.cli.directory:  # only the first rank knows the number of the run
             self.cli.directory = directory
-            trainer._default_root_dir = str(directory)
+            vars(trainer)["_default_root_dir"] = str(directory)
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLog):
                     logger.directory = directory
@@ -104,7 +105,7 @@ class RunCallback(Callback):
         self.cli.messages.release()
 
     def _save(self, trainer: Trainer) -> None:
-        if self.cli.saved or trainer.fast_dev_run:
+        if self.cli.saved or _fast(trainer):
             return
         self.cli.saved = True
         if trainer.is_global_zero:
@@ -203,29 +204,29 @@ class FulguriteCLI(LightningCLI):
             raise ConfigurationError(condense(str(error.message))) from error
         if self.print_config and not any(_has(import_class(values["data"]["class_path"]), name) for name in DERIVED):
             return None
-        return parser.instantiate_classes(config).data
+        with _own_errors():
+            return parser.instantiate_classes(config).data
 
     def _derive(self, values: dict[str, Any]) -> None:
         """Fill ``inputs``, ``classes`` and ``nodes`` of the model from the data; refuse a user's other value."""
         model = values["model"]
         kind = import_class(model["class_path"])
         given = model.get("init_args") or {}
-        for parameter in arguments_of(kind):
-            if parameter.name not in DERIVED:
-                continue
-            name = parameter.name
+        for name in set(DERIVED) & set(arguments_of(kind)):
             own = given.get(name)
             derived = getattr(self._given_data, name) if _has(self._given_data, name) else None
             if derived is None:
-                if own is None and parameter.default is inspect.Parameter.empty:
+                if own is None and is_required(kind, name):
                     data = type(self._given_data).__name__ if self._given_data is not None else "no data"
                     raise ConfigurationError(
-                        f"model.init_args.{name}: {kind.__name__} needs it, and {data} has no attribute {name} to take it from"
+                        f"model.init_args.{name}: {kind.__name__} needs it, "
+                        f"and {data} has no attribute {name} to take it from"
                     )
                 continue
             if own is not None and str(own) != str(derived):
                 raise ConfigurationError(
-                    f"model.init_args.{name} is {own}, but {type(self._given_data).__name__}.{name} is {derived}: leave it out"
+                    f"model.init_args.{name} is {own}, "
+                    f"but {type(self._given_data).__name__}.{name} is {derived}: leave it out"
                 )
             model.setdefault("init_args", {})[name] = int(derived)
 
@@ -238,7 +239,8 @@ class FulguriteCLI(LightningCLI):
         own = config[self.command]
         own["data"] = None  # built already
         _place_logs(own.trainer, self.directory, self.root)
-        self.config_init = self.parser.instantiate_classes(config)
+        with _own_errors():
+            self.config_init = self.parser.instantiate_classes(config)
         self.datamodule = self._given_data
         self.model = self._get(self.config_init, "model")
         self._add_configure_optimizers_method_to_model(self.subcommand)
@@ -291,7 +293,8 @@ class FulguriteCLI(LightningCLI):
             found = rundir.best_checkpoint(self.root, self.name)
             if found is None:
                 raise FileNotFoundError(
-                    f"{self.root / self.name} holds no trained run: fit it first, or give --ckpt_path (none for fresh weights)"
+                    f"{self.root / self.name} holds no trained run: "
+                    "fit it first, or give --ckpt_path (none for fresh weights)"
                 )
             self._say(f"{self.command}: {found.file}")
         elif given is not None and given != "none":
@@ -315,7 +318,7 @@ class FulguriteCLI(LightningCLI):
             self.directory = self.root / self.name / "of-the-first-rank"  # replaced when the ranks can talk
 
     def _continues(self, run: Path) -> bool:
-        """Whether the run of a checkpoint is ours: evaluation always belongs to it, training only under its own name."""
+        """Whether a checkpoint's run is ours: evaluation always belongs to it, training only under its own name."""
         return self.command != "fit" or run.resolve().parent == (self.root / self.name).resolve()
 
     def _refuse_conflicts(self) -> None:
@@ -326,7 +329,8 @@ class FulguriteCLI(LightningCLI):
         before, now = (yaml.safe_load(text) for text in (file.read_text(), self.resolved()))
         for key, old, new in _differences(before.get("model"), now.get("model"), "model"):
             raise ConfigurationError(
-                f"{key} is {new}, but the run to resume ({self.directory}) was trained with {old}: keep it, or start a new run"
+                f"{key} is {new}, but the run to resume ({self.directory}) was trained with {old}: "
+                "keep it, or start a new run"
             )
         for key, old, new in _differences(before.get("data"), now.get("data"), "data"):
             self._say(f"note: {key} was {old} in {self.directory}, now {new}")
@@ -367,7 +371,7 @@ class FulguriteCLI(LightningCLI):
         self._report("test", self.checkpoint)
 
     def after_predict(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not _fast(self.trainer):
             self._say(f"run directory: {self.directory}")
 
     def _testable(self) -> bool:
@@ -385,7 +389,7 @@ class FulguriteCLI(LightningCLI):
             return
         references = self.about.reference if self.about is not None else ()
         sys.stdout.write("\n" + report.table(self.results, references, title=self.name) + "\n")
-        if not self.trainer.fast_dev_run:
+        if not _fast(self.trainer):
             place = self.directory / self.named("results.json")
             relative = os.path.relpath(checkpoint, self.directory) if checkpoint else None
             _write(place, report.record(self.name, self.results, references, relative))
@@ -397,6 +401,14 @@ class FulguriteCLI(LightningCLI):
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
+    def _finish_wandb(self) -> None:
+        """End our W&B run, so that the next one in this process is another."""
+        loggers = self.trainer.loggers if hasattr(self, "trainer") else []
+        if any(isinstance(logger, WandbLogger) and logger._experiment is not None for logger in loggers):
+            import wandb  # imported already by the logger
+
+            wandb.finish()
+
     @contextmanager
     def _surroundings(self, values: Mapping[str, Any]) -> Iterator[None]:
         """Threads as asked for; messages held back until the run begins; nothing left of a run that never began."""
@@ -405,10 +417,16 @@ class FulguriteCLI(LightningCLI):
             torch.set_num_threads(int(float(values["threads"])))
         self.messages.hold()
         try:
-            yield
+            with warnings.catch_warnings():
+                # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+                warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+                # A run that is resumed writes into the directory of its checkpoints, on purpose.
+                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+                yield
         finally:
             self.messages.drop()
             torch.set_num_threads(before)
+            self._finish_wandb()
             if self.directory.name.startswith("fulgurite-"):
                 shutil.rmtree(self.directory, ignore_errors=True)
             elif self.reserved:
@@ -454,6 +472,31 @@ class Messages(logging.Filter):
             logging.getLogger(name).removeFilter(self)
 
 
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what a constructor raised, not the parser's account of it."""
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException = error
+        while inner.__cause__ is not None and _raised_in(inner, "jsonargparse"):
+            inner = inner.__cause__
+        if inner is error or isinstance(inner, ArgumentError):
+            raise
+        raise inner from None
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(package)
+
+
+def _fast(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 def _seed(value: object) -> int:
     try:
         return int(str(value))
@@ -480,14 +523,14 @@ def _default_log_dirs(trainer: dict[str, Any], root: str) -> None:
     """Give loggers without a ``save_dir`` the root of all runs, which stands for the run directory."""
     for entry in _entries(trainer.get("logger")):
         if isinstance(entry, dict) and "class_path" in entry:
-            known = {parameter.name for parameter in arguments_of(import_class(entry["class_path"], Logger))}
+            known = arguments_of(import_class(entry["class_path"], Logger))
             arguments = entry.setdefault("init_args", {})
             if "save_dir" in known and arguments.get("save_dir") is None:
                 arguments["save_dir"] = root
 
 
 def _place_logs(trainer: Namespace, directory: Path, root: Path) -> None:
-    """Turn that root into the run directory, in the configuration that is instantiated and not in the one that is saved."""
+    """Turn that root into the run directory, in what is instantiated; the saved configuration keeps the root."""
     for entry in _entries(trainer.get("logger")):
         if not isinstance(entry, Namespace) or entry.init_args.get("save_dir") != str(root):
             continue
@@ -496,7 +539,8 @@ def _place_logs(trainer: Namespace, directory: Path, root: Path) -> None:
             entry.class_path = f"{MetricsLog.__module__}.{MetricsLog.__qualname__}"
             entry.init_args = Namespace(directory=str(directory))
         elif issubclass(kind, TensorBoardLogger):
-            entry.init_args.update({"save_dir": str(directory.parent), "name": "", "version": directory.name})
+            entry.init_args["save_dir"] = str(directory.parent)
+            entry.init_args["name"], entry.init_args["version"] = directory.name, ""
         else:
             entry.init_args["save_dir"] = str(directory)
             if issubclass(kind, WandbLogger):
