@@ -44,6 +44,7 @@ def learning_curve(history: Mapping[str, Sequence[tuple[float, float]]], monitor
         return None
 
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
@@ -52,6 +53,7 @@ def learning_curve(history: Mapping[str, Sequence[tuple[float, float]]], monitor
             axes.plot(epochs, values, marker="o" if len(values) < 2 else None, label=name)
         kinds = {_last_part(name) for name in names}
         axes.set(xlabel="epochs", ylabel=kinds.pop() if len(kinds) == 1 else label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return figure

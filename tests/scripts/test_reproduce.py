@@ -301,10 +301,9 @@ def test_callables_make_rows_and_failures_do_not_stop_the_rest(checkout, importa
 
 
 @pytest.mark.process
-def test_the_script_itself_runs():
-    done = subprocess.run([ROOT / "scripts" / "reproduce", "--check"], capture_output=True, text=True, cwd="/")
-    assert done.returncode in (0, 1), done.stderr
-    help_text = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "reproduce", "--help"], capture_output=True, text=True
-    )
-    assert "--seeds N" in help_text.stdout
+def test_the_script_itself_runs_from_any_folder(tmp_path):
+    script = [sys.executable, ROOT / "scripts" / "reproduce"]
+    done = subprocess.run([*script, "--check"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr  # whether the tables are right is CI's question
+    done = subprocess.run([*script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert "--seeds N" in done.stdout
