@@ -2,9 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from framework.bilevel.hypergradient import Unroll
+from framework.bilevel.optimizers import Adam
+from modules.lds.edges import DenseEdges
+from modules.lds.engine import LDSProblem
+from modules.lds.gcn import GCN, Features
+
+# Nodes, features and edges as in Cora; and a size of digits, where the neighbour graph is denser.
+CORA = {"nodes": 2708, "inputs": 1433, "classes": 7, "edges": 5278, "density": 0.013}
+DIGITS = {"nodes": 1797, "inputs": 64, "classes": 10, "edges": 12_500, "density": 0.5}
+CASES = [{**CORA, "tau": 5}, {**CORA, "tau": 20}, {**DIGITS, "tau": 5}]
+
+
+def setup(nodes: int, inputs: int, classes: int, edges: int, density: float, tau: int, variant: str) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(nodes, inputs, generator=generator)
+    x[torch.rand(nodes, inputs, generator=generator) >= density] = 0
+    # As after some outer steps: the edges of the graph likely, half of all pairs barely possible.
+    theta = (torch.rand(nodes, nodes, generator=generator) < 0.5).float().mul_(2e-4).triu_(1)
+    pairs = torch.randint(nodes, (2, edges), generator=generator).sort(0).values
+    theta[pairs[0], pairs[1]] = 0.9
+    theta.triu_(1)
+    network = GCN(inputs, classes)
+    y = torch.randint(classes, (nodes,), generator=generator)
+    train, val = torch.arange(20 * classes), torch.arange(20 * classes, 20 * classes + 250)
+    w = network.init(generator)
+    lr = torch.tensor(0.02)
+    if variant == "plain":
+        return {
+            "theta": theta,
+            "x": x,
+            "y": y,
+            "train": train,
+            "val": val,
+            "w": network.weights(w),
+            "lr": lr,
+            "network": network,
+            "generator": generator,
+            "tau": tau,
+        }
+    features = Features(x.to_sparse_csr() if density < 0.1 else x)
+    problem = LDSProblem(network, DenseEdges(theta), features, y, train, val)
+    return {"problem": problem, "w": w, "lr": lr, "tau": tau, "generator": generator}
+
+
+def lean(given: dict[str, Any]) -> None:
+    """Ours: sampled edge lists, low-rank derivatives, one step recomputed at a time."""
+    optimizer, problem = Adam(), given["problem"]
+    unroll = Unroll(optimizer, problem.inner_loss, optimizer.init(given["w"]))
+    problem.round(unroll, given["lr"], given["tau"], given["generator"])
+
+
+def plain(given: dict[str, Any]) -> None:
+    """The peer: a dense matrix per step and autograd through all of them."""
+    theta, generator, nodes = given["theta"], given["generator"], len(given["x"])
+    adjacencies, masks = [], []
+    for _ in range(given["tau"] + 1):
+        upper = (torch.rand(theta.shape, generator=generator) < theta).float()
+        adjacencies.append(upper + upper.T)
+        masks.append(given["network"].dropout_mask(nodes, generator))
+    plain_hypergradient(
+        theta, given["x"], given["y"], given["train"], given["val"], *given["w"], given["lr"], adjacencies, masks[:-1]
+    )
 
 
 def plain_hypergradient(
@@ -48,10 +113,10 @@ def plain_hypergradient(
         adjacency = sampled + symmetric - symmetric.detach() + torch.eye(len(x), dtype=x.dtype, device=x.device)
         r = adjacency.sum(1).rsqrt()
         propagation = r[:, None] * adjacency * r
-        hidden = (propagation @ x @ weights[0]).relu()  # the order of the official code
+        hidden = (propagation @ (x @ weights[0])).relu()  # the official code's order, (P X) W0, costs far more
         if mask is not None:
             hidden = hidden * mask
-        return propagation @ hidden @ weights[1]
+        return propagation @ (hidden @ weights[1])
 
     weights = [w0.clone().requires_grad_(), w1.clone().requires_grad_()]
     moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
@@ -65,3 +130,6 @@ def plain_hypergradient(
     outer = cross_entropy(logits(weights, adjacencies[-1], None)[val], y[val])
     d_theta, d_lr = torch.autograd.grad(outer, (theta, lr))
     return outer.detach(), d_theta.triu(1), d_lr
+
+
+VARIANTS = {"ours": lean, "plain": plain}
