@@ -112,7 +112,7 @@ def _model(name: str, parameters: dict[str, Any], seed: int) -> Any:
     if name == "mlp":
         from sklearn.neural_network import MLPClassifier
 
-        return MLPClassifier(solver="lbfgs", max_iter=200, random_state=seed, **parameters)
+        return MLPClassifier(learning_rate_init=0.01, max_iter=200, random_state=seed, **parameters)
     from sklearn.svm import SVC
 
     return SVC(kernel="linear" if name == "linear_svm" else "rbf", **parameters)
