@@ -144,3 +144,14 @@ def test_random_edges_keep_the_graph_and_add_new_pairs(seed, share):
     for pair, got in zip(map(tuple, pairs.T.tolist()), value.tolist(), strict=True):
         assert got == known.pop(pair, 1.0)
     assert not known
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_sampling_frequencies_match_theta_on_a_gpu():
+    generator = torch.Generator("cuda").manual_seed(0)
+    theta = torch.rand(24, 24, generator=generator, device="cuda").triu(1)
+    edges, count, draws = DenseEdges(theta), torch.zeros(24, 24, device="cuda"), 4000
+    for _ in range(draws):
+        pairs = edges.sample(generator)
+        count[pairs[0], pairs[1]] += 1
+    assert ((count / draws - theta).abs() <= 4.5 * (theta * (1 - theta) / draws).sqrt()).all()

@@ -234,3 +234,25 @@ def test_glorot_range():
     for weight in (w0, w1):
         bound = (6 / sum(weight.shape)) ** 0.5
         assert 0.8 * bound < weight.abs().max() <= bound
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_hypergradient_on_a_gpu_equals_the_cpus_on_the_same_graphs(sparse):
+    problem, x, w, lr = make(sparse=sparse)
+    expected = run(problem, w, lr, 5)[0]
+    adjacencies, masks = replay(problem, 5)
+    samples = [
+        GCNSample(Graph(NODES, a.triu(1).nonzero().T.cuda(), dtype=torch.float64, dense=not sparse), m)
+        for a, m in zip(adjacencies, [*(mask.cuda() for mask in masks), None], strict=True)
+    ]
+    features = Features((x.to_sparse_csr() if sparse else x).cuda())
+    indices = problem.train.cuda(), problem.val.cuda()
+    there = LDSProblem(problem.network, DenseEdges(problem.edges.theta.cuda()), features, problem.y.cuda(), *indices)
+    given = iter(samples)
+    there.draw = lambda generator, dropout: next(given)
+    optimizer = Adam()
+    unroll = Unroll(optimizer, there.inner_loss, optimizer.init(w.cuda()))
+    result = there.round(unroll, lr.cuda(), 5, torch.Generator("cuda"))
+    assert_close(result.d_theta.cpu(), expected.d_theta, rtol=1e-8, atol=1e-12)
+    assert_close(result.d_lr.cpu(), expected.d_lr, rtol=1e-8, atol=1e-12)
