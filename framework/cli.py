@@ -194,19 +194,7 @@ def _expected(error: Exception) -> bool:
     exceptions = sys.modules.get("lightning.fabric.utilities.exceptions")
     if exceptions is not None and isinstance(error, exceptions.MisconfigurationException):
         return True
-    return isinstance(error, ValueError | TypeError | FileNotFoundError) and not _training(error)
-
-
-def _training(error: Exception) -> bool:
-    """Whether the error passed through a run that had begun."""
-    train = sys.modules.get("framework.commands.train")
-    trace = error.__traceback__
-    while trace is not None and train is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, train.FulguriteCLI):
-            return bool(owner.run_callback.started)
-        trace = trace.tb_next
-    return train is None
+    return isinstance(error, ValueError | TypeError | FileNotFoundError) and not vars(error).get("in_training")
 
 
 def _traceback() -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from argparse import SUPPRESS
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -26,7 +27,7 @@ def explain(section: str, name: str) -> str:
     if section not in bases:
         raise ConfigurationError(f"--{section}.help: help is there for {', '.join(f'--{each}.help' for each in bases)}")
     kind = Trainer if section == "trainer" else import_class(registry.resolve(name, section), bases[section], section)
-    parser = ArgumentParser(prog=f"fulgurite <command> --{section} {kind.__name__}", add_help=False)
+    parser = ArgumentParser(usage=SUPPRESS, add_help=False)
     parser.add_class_arguments(kind, f"{section}", fail_untyped=False, instantiate=False, sub_configs=True)
     text = io.StringIO()
     parser.print_help(text)

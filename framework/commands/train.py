@@ -133,6 +133,7 @@ class FulguriteCLI(LightningCLI):
         self.configuration = configuration
         self.print_config = print_config
         self.directory = Path()
+        self.temporary: Path | None = None
         self.reserved = False
         self.saved = False
         self.results: dict[str, float] = {}
@@ -306,7 +307,7 @@ class FulguriteCLI(LightningCLI):
         if found is not None:
             self.checkpoint = found.file
         if fast:
-            self.directory = Path(tempfile.mkdtemp(prefix="fulgurite-"))
+            self.directory = self.temporary = Path(tempfile.mkdtemp(prefix="fulgurite-"))
         elif found is not None and found.run is not None and self._continues(found.run):
             self.directory = found.run
             if self.command == "fit":
@@ -423,12 +424,16 @@ class FulguriteCLI(LightningCLI):
                 # A run that is resumed writes into the directory of its checkpoints, on purpose.
                 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 yield
+        except Exception as error:
+            if self.run_callback.started:
+                vars(error)["in_training"] = True  # then even a ValueError is a bug, and `main` shows the traceback
+            raise
         finally:
             self.messages.drop()
             torch.set_num_threads(before)
             self._finish_wandb()
-            if self.directory.name.startswith("fulgurite-"):
-                shutil.rmtree(self.directory, ignore_errors=True)
+            if self.temporary is not None:
+                shutil.rmtree(self.temporary, ignore_errors=True)
             elif self.reserved:
                 rundir.discard(self.directory, self.root)
 
@@ -544,9 +549,7 @@ def _place_logs(trainer: Namespace, directory: Path, root: Path) -> None:
         else:
             entry.init_args["save_dir"] = str(directory)
             if issubclass(kind, WandbLogger):
-                entry.init_args["name"] = entry.init_args.get("name") or str(
-                    directory.relative_to(directory.parents[1])
-                )
+                entry.init_args["name"] = entry.init_args.get("name") or str(directory.relative_to(root))
                 earlier = sorted((directory / "wandb").glob("*run-*-*"))
                 if earlier and entry.init_args.get("id") is None and entry.init_args.get("version") is None:
                     entry.init_args["id"] = earlier[-1].name.rpartition("-")[2]  # a resumed run stays one run

@@ -148,6 +148,7 @@ def test_evaluation_uses_the_best_checkpoint_and_writes_beside_it(project, capsy
     assert (fitted.directory / "metrics.csv").read_bytes() == metrics
     assert json.loads((fitted.directory / "results-test.json").read_text())["metrics"] == tested.results
     assert len(rows(fitted.directory, "metrics-test.csv")) == 1
+    assert run(["test", "-c", str(fitted.directory / "config.yaml")]).results == fitted.results
     fresh = run(["test", "-c", "base.yaml", "--ckpt_path", "none"])
     assert fresh.results != tested.results
     assert fresh.directory == Path("runs/base/1")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,18 +73,11 @@ def test_overfit_drives_the_training_loss_to_zero(project):
     assert losses[-1] < 1e-4 < losses[0]
 
 
-def records(directory: Path):
-    """All records of an offline W&B run, by wandb's own reader and its own message types."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
+def inspect(directory: Path, *options: str) -> str:
+    """What W&B's own reader finds in the file of an offline run."""
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
 
 
 @pytest.mark.slow
@@ -90,30 +85,21 @@ def test_wandb_offline_run_holds_configuration_metrics_and_figures(project, monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     layers = ["-c", "classifier/digits", "-c", "overlays/wandb", "-c", "overlays/figures"]
     done = run(["fit", *layers, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5"])
-    found = list(records(done.directory))
-    config, history, kinds = {}, [], []
-    for record in found:
-        kinds.append(record.WhichOneof("record_type"))
-        updates = list(record.config.update) + list(record.run.config.update)
-        config.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in updates})
-        history += [
-            {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        ]
+    config = json.loads(inspect(done.directory, "--summary"))["config"]
     assert config["trainer"]["max_epochs"] == 2
     assert config["data"]["class_path"] == "datamodules.digits.Digits"
     assert config["model"]["init_args"]["inputs"] == 64  # resolved: the derived value is in it
-    logged = {key for row in history for key in row}
-    assert {"train/loss", "val/accuracy", "test/accuracy"} <= logged
+    records = [json.loads(line) for line in inspect(done.directory).splitlines()]
+    assert next(each["run"]["display_name"] for each in records if each["type"] == "run") == "classifier/digits/0"
+    history = [each["history"]["item"] for each in records if each["type"] == "history"]
+    assert sum("train/loss" in row for row in history) == 2
     accuracies = [row["test/accuracy"] for row in history if "test/accuracy" in row]
-    assert accuracies[-1] == pytest.approx(done.results["test/accuracy"])
-    images = [
-        value
-        for row in history
-        for value in row.values()
-        if isinstance(value, dict) and value.get("_type", "").startswith("image")
-    ]
-    assert images, "no figure was sent"
-    assert {path.name for path in done.directory.parent.iterdir()} == {"0"}  # nothing of W&B beside the run
+    assert accuracies == [pytest.approx(done.results["test/accuracy"])]
+    pictures = [file for row in history for key, files in row.items() if key.endswith(".filenames") for file in files]
+    assert pictures
+    (files,) = done.directory.glob("wandb/offline-run-*/files")
+    assert all((files / picture).stat().st_size > 1000 for picture in pictures)
+    assert {path.name for path in project.folder.iterdir()} == {project.package, "base.yaml", "runs"}
 
 
 def test_resumed_wandb_run_stays_one_run(project, monkeypatch):
