@@ -117,7 +117,7 @@ def install(extras: set[str], python: str) -> None:
     say(f"Fulgurite sets itself up in {VENV} ({why}); the first time takes a few minutes.")
 
     first = not recorded(STAMP)[0]
-    anew = why.startswith(("the checkout", "the Python", "FULGURITE_PYTHON")) or not usable()
+    anew = why.startswith(("the checkout", "the Python")) or not usable()
     if anew and os.path.lexists(VENV):
         say("      removing the .venv that is there: it cannot be used any more")
         os.unlink(VENV) if os.path.islink(VENV) or os.path.isfile(VENV) else shutil.rmtree(VENV)
@@ -138,10 +138,11 @@ def install(extras: set[str], python: str) -> None:
 
 
 def usable() -> bool:
-    """Whether .venv runs, is recent enough, has pip, and was not left while packages were being written."""
+    """Whether .venv runs the Python wanted, has pip, and was not left while packages were being written."""
     import subprocess
 
-    if tuple(map(int, (version(PYTHON) or "0").split(".")[:2])) < (3, 11):
+    here, asked = version(PYTHON), os.environ.get("FULGURITE_PYTHON", "")
+    if tuple(map(int, (here or "0").split(".")[:2])) < (3, 11) or (asked and version(asked) != here):
         return False
     said = read(LOG)
     if not os.path.exists(STAMP) and "\nInstalling collected" in said and "\nSuccessfully installed" not in said:
@@ -259,11 +260,13 @@ def fail(code: int) -> None:
     output = read(LOG)
     if any(sign in output for sign in ("No space left on device", "Errno 28", "Disk quota exceeded", "Errno 122")):
         raise Failure(disk_full())
-    say("".join("      " + line + "\n" for line in output.rstrip().splitlines()[-6:]).rstrip())
     if code < 0:
         raise Failure(f"pip was ended by signal {-code}; the next start takes it up again")
     if any(sign in output for sign in OFFLINE):
         raise Failure("pip could not reach its package index: check the network, or set PIP_INDEX_URL or HTTPS_PROXY")
+    lines = output.rstrip().splitlines()
+    for line in [line for line in lines if line.startswith("ERROR:")][-4:] or lines[-4:]:
+        say("      " + line)
     raise Failure(f"pip failed with exit code {code}; all it said is in {os.path.relpath(LOG)}")
 
 

@@ -294,6 +294,25 @@ def test_python_named_by_the_user(machine: Machine) -> None:
     assert (code, err) == (1, "fulgurite: FULGURITE_PYTHON=/nowhere/python cannot be run as a Python\n")
 
 
+def test_another_python_named_by_the_user_replaces_the_venv(machine: Machine) -> None:
+    def other(version: str) -> str:
+        """A Python that gives itself out as another version."""
+        name = executable(machine.bin / "other", PYTHON)
+        name.write_text(PYTHON.replace("  *) exec", f"  *sys.version.split*) echo {version} ;;\n  *) exec"))
+        return str(name)
+
+    machine.run(FAKE_PIP="broken")  # left without a stamp
+    machine.done()
+    _, _, err = machine.run(FULGURITE_PYTHON=other("3.12.99"), FAKE_PIP="broken")
+    assert "removing the .venv that is there" in err
+    assert machine.done() == ["venv", PLAIN]
+    assert machine.run()[0] == 5  # whatever Python made it, without the wish it stays
+    machine.done()
+    _, _, err = machine.run(FULGURITE_PYTHON=other("3.12.99"))
+    assert "FULGURITE_PYTHON is another version" in err
+    assert machine.done() == ["venv", PLAIN]
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
