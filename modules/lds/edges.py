@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modules.lds.propagation import EdgeFactors
+from modules.lds.propagation import EdgeFactors, Graph
 
 EdgeGradient = Literal["symmetric", "upper"]
 """``symmetric``: an edge's gradient is g_ij + g_ji; ``upper``: g_ij alone, about half of it (official code)."""
@@ -49,13 +49,24 @@ class DenseEdges:
         pairs = (self.theta.detach() > above).nonzero().T
         return pairs, self.theta.detach()[pairs[0], pairs[1]]
 
+    @property
+    def prefers_matrix(self) -> bool:
+        """Whether a sample is better had as a matrix than as a list: for few nodes, and on a GPU."""
+        return self.nodes < Graph.DENSE_BELOW or self.theta.is_cuda
+
+    @torch.no_grad()
+    def sample_matrix(self, generator: torch.Generator) -> Tensor:
+        """Draw every edge independently; returns a strictly upper triangular matrix of zeros and ones."""
+        theta = self.theta
+        uniform = torch.rand(theta.shape, generator=generator, dtype=theta.dtype, device=theta.device)
+        return (uniform < theta).to(theta.dtype)
+
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw every edge independently; returns pairs ``i < j``, shape ``(2, edges)``."""
         theta = self.theta
         if theta.numel() <= self.DIRECT_BELOW or theta.is_cuda:
-            uniform = torch.rand(theta.shape, generator=generator, dtype=theta.dtype, device=theta.device)
-            return (uniform < theta).nonzero().T
+            return self.sample_matrix(generator).nonzero().T
         flat = theta.view(-1)
         head, head_theta, tail_max = self._head_and_tail()
         chosen = head[torch.rand(len(head), generator=generator) < head_theta]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framework.bilevel.hypergradient import Step, Unroll, hypergradient
 from modules.lds.edges import CandidateEdges, DenseEdges, EdgeGradient
-from modules.lds.gcn import GCN, Features, GCNSample, node_loss
+from modules.lds.gcn import GCN, Features, GCNSample, NodeObjective
 from modules.lds.propagation import EdgeFactors, Graph
 
 
@@ -56,36 +56,21 @@ class LDSProblem:
         val: Tensor,
         edge_gradient: EdgeGradient = "symmetric",
     ) -> None:
-        self.network, self.edges = network, edges
-        self.x, self.y, self.train, self.val = x, y, train, val
+        self.network, self.edges, self.x = network, edges, x
+        self.inner = NodeObjective(network, x, y, train, penalty=True, collect=self._collect)
+        self.outer = NodeObjective(network, x, y, val, penalty=False, collect=self._collect)
         self.edge_gradient: EdgeGradient = edge_gradient
         self._factors: list[EdgeFactors] = []
         self.gradient: Tensor | None = None
 
     def draw(self, generator: torch.Generator, dropout: bool) -> GCNSample:
         """A fresh graph from the edge probabilities and, if asked for, a fresh dropout mask."""
-        nodes, dtype = self.x.nodes, self.edges.theta.dtype
-        dense = self.edges.theta.is_cuda or None
-        graph = Graph(nodes, self.edges.sample(generator), dtype=dtype, dense=dense)
+        nodes, dtype, edges = self.x.nodes, self.edges.theta.dtype, self.edges
+        if isinstance(edges, DenseEdges) and edges.prefers_matrix:
+            graph = Graph.from_upper(edges.sample_matrix(generator))
+        else:
+            graph = Graph(nodes, edges.sample(generator), dtype=dtype)
         return GCNSample(graph, self.network.dropout_mask(nodes, generator, dtype) if dropout else None)
-
-    def inner_loss(self, w: Tensor, sample: GCNSample) -> Tensor:
-        """Cross-entropy on the training nodes plus the weight penalty."""
-        logits = self.network.logits(w, self.x, sample)
-        return node_loss(logits, self.y, self.train) + self.network.penalty(w)
-
-    def outer_loss(self, w: Tensor, sample: GCNSample) -> Tensor:
-        """Cross-entropy on the validation nodes."""
-        return node_loss(self.network.logits(w, self.x, sample), self.y, self.val)
-
-    def pull(self, scalar: Tensor, w: Tensor, sample: GCNSample) -> Tensor:
-        """Return d scalar / d w; collects d scalar / d theta, the straight-through estimate, in factored form."""
-        with sample.graph.noting():
-            (d_w,) = torch.autograd.grad(scalar, w)
-            self._factors.append(sample.graph.factors())
-        if sum(factors.left.shape[1] for factors in self._factors) >= self.FLUSH:
-            self._flush()
-        return d_w
 
     def round(
         self,
@@ -117,15 +102,8 @@ class LDSProblem:
         def resample(step: Step[GCNSample]) -> GCNSample:
             return self.draw(generator, dropout=True)
 
-        outer, d_lr = hypergradient(
-            unroll,
-            self.outer_loss,
-            self.draw(generator, dropout=False),
-            lr,
-            self.pull,
-            resample=None if reuse_graphs else resample,
-            skip=skip,
-        )
+        last = self.draw(generator, dropout=False)
+        outer, d_lr = hypergradient(unroll, self.outer, last, lr, None if reuse_graphs else resample, skip)
         unroll.forget()
         self._flush()
         return Round(torch.stack(losses), outer, self.gradient, d_lr)
@@ -137,6 +115,12 @@ class LDSProblem:
         for _ in range(samples - 1):
             total += self.network.logits(w, self.x, self.draw(generator, dropout=False))
         return total / samples
+
+    def _collect(self, factors: EdgeFactors) -> None:
+        """Keep a derivative with respect to the graph (straight-through: with respect to theta) in factored form."""
+        self._factors.append(factors)
+        if sum(each.left.shape[1] for each in self._factors) >= self.FLUSH:
+            self._flush()
 
     def _flush(self) -> None:
         if not self._factors:

@@ -228,7 +228,7 @@ class LDS(LightningModule):
 
     def _round(self, problem: LDSProblem, generator: torch.Generator, first: bool) -> None:
         rate = self.inner_lr()
-        unroll = Unroll(self.optimizer, problem.inner_loss, (self.weights, *self.moments), int(self.progress[3]))
+        unroll = Unroll(self.optimizer, problem.inner, (self.weights, *self.moments), int(self.progress[3]))
         result = problem.round(
             unroll,
             rate.detach(),
@@ -281,8 +281,7 @@ class LDS(LightningModule):
                 nodes, *add_random_edges(nodes, *problem.edges.pairs(), self.hparams["random_edges"], generator)
             )
         mask = self.network.dropout_mask(problem.x.nodes, generator)
-        loss = problem.inner_loss(self.weights, GCNSample(graph, mask))
-        (grad,) = torch.autograd.grad(loss, self.weights)
+        loss, grad = problem.inner.gradient(self.weights, GCNSample(graph, mask))
         self.weights.grad = self._mean_over_ranks(grad)
         self.optimizers().step()
         self._log_epoch({"train/loss": loss})

@@ -1,22 +1,16 @@
-"""One sampled graph as a linear operator that can be differentiated with respect to its edges at low cost.
+"""One graph as the linear operator of a graph convolution, and derivatives with respect to its edges.
 
 A graph convolution multiplies by ``P = r (A + I) r`` with ``r = d^{-1/2}``, ``d`` the row sums of ``A + I``. The
-derivative of a scalar with respect to the dense matrix A would need an N x N buffer for each product. It has low
-rank, though: if the scalar's derivative with respect to the k-th product ``Y_k = P Z_k`` is ``G_k``, then
+derivative of a scalar S with respect to the dense matrix A would need an N x N buffer. It has low rank, though: if
+``dS/dP = G Z^T`` then
 
-    dS/dA_ij = r_i r_j M_ij + q_i,      M = sum_k G_k Z_k^T,
-    q_i = -1/2 r_i^2 sum_k ( <G_k,i , (P Z_k)_i> + <Z_k,i , (P^T G_k)_i> ).
-
-So every product notes its pair (Z, G) while a backward pass runs, second-order passes included, and the pairs are
-combined into one matrix product at the end (``EdgeFactors``).
+    dS/dA_ij = r_i r_j (G Z^T)_ij + q_i,      q_i = -1/2 r_i^2 ( <G_i, (P Z)_i> + <Z_i, (P^T G)_i> ).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +35,11 @@ class Graph:
         edges: Pairs ``i < j``, shape ``(2, edges)``, int64.
         weight: Weight of each edge, shape ``(edges,)``; None means 1.
         dtype: Type of the operator.
-        dense: Whether to hold P as a dense N x N matrix, quicker for a few hundred nodes and on GPUs. Default: by size.
+        dense: Whether to hold P as a dense N x N matrix. Default: for a few hundred nodes, where that is quicker.
+
+    Attributes:
+        operator: P, dense or sparse CSR, shape ``(nodes, nodes)``.
+        r: ``d^{-1/2}``, shape ``(nodes,)``.
     """
 
     DENSE_BELOW = 300
@@ -54,93 +52,44 @@ class Graph:
         dtype: torch.dtype = torch.float32,
         dense: bool | None = None,
     ) -> None:
-        self.nodes = nodes
-        if dense is None:
-            dense = nodes < self.DENSE_BELOW
-        i, j = edges
         value = torch.ones(edges.shape[1], dtype=dtype, device=edges.device) if weight is None else weight.to(dtype)
-        self.operator, self.r = _dense(nodes, i, j, value) if dense else _sparse(nodes, i, j, value)
-        self._noted: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
+        if nodes < self.DENSE_BELOW if dense is None else dense:
+            upper = torch.zeros(nodes, nodes, dtype=dtype, device=edges.device)
+            upper[edges[0], edges[1]] = value
+            self.operator, self.r = _dense(upper)
+        else:
+            self.operator, self.r = _sparse(nodes, edges, value)
 
     @classmethod
-    def from_adjacency(cls, adjacency: Tensor) -> Graph:
-        """Graph of a dense symmetric matrix with zero diagonal, shape ``(nodes, nodes)``."""
+    def from_upper(cls, upper: Tensor) -> Graph:
+        """Graph of a dense strictly upper triangular matrix of weights, shape ``(nodes, nodes)``."""
         graph = cls.__new__(cls)
-        graph.nodes = adjacency.shape[0]
-        graph.operator, graph.r = _normalise(adjacency.clone())
-        graph._noted = None
+        graph.operator, graph.r = _dense(upper)
         return graph
 
-    def propagate(self, z: Tensor) -> Tensor:
-        """The product ``P z``, shape ``(nodes, width)``; differentiable twice."""
-        return _Propagate.apply(z, self, False)
+    def edge_factors(self, g: Tensor, z: Tensor, pz: Tensor, ptg: Tensor) -> EdgeFactors:
+        """The derivative with respect to A of a scalar with ``dS/dP = g z^T``.
 
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Within this context every backward pass through ``propagate`` notes its factors."""
-        self._noted = []
-        try:
-            yield
-        finally:
-            self._noted = None
-
-    def factors(self) -> EdgeFactors:
-        """The derivative noted so far, to be read inside ``noting``.
-
-        Raises:
-            RuntimeError: Outside ``noting``, or if no backward pass went through ``propagate``.
+        Args:
+            g: Shape ``(nodes, rank)``.
+            z: Shape ``(nodes, rank)``.
+            pz: ``P z``, which whoever knows ``z`` has computed already.
+            ptg: ``P^T g``, likewise.
         """
-        if not self._noted:
-            raise RuntimeError("no backward pass through propagate was noted: call factors() inside noting()")
-        z, g, pz, pg = (torch.cat(parts, dim=1) for parts in zip(*self._noted))
         r = self.r[:, None]
-        q = -0.5 * r * r * ((g * pz).sum(1, keepdim=True) + (z * pg).sum(1, keepdim=True))
-        one = torch.ones_like(q)
-        return EdgeFactors(torch.cat([r * g, q], dim=1), torch.cat([r * z, one], dim=1))
-
-    def _note(self, z: Tensor, g: Tensor, pz: Tensor, pg: Tensor) -> None:
-        if self._noted is not None:
-            self._noted.append((z.detach(), g.detach(), pz.detach(), pg.detach()))
+        q = -0.5 * r * r * torch.addcmul(g * pz, z, ptg).sum(1, keepdim=True)
+        return EdgeFactors(torch.cat([r * g, q], dim=1), torch.cat([r * z, torch.ones_like(q)], dim=1))
 
 
-class _Propagate(torch.autograd.Function):
-    """Y = P Z, or P^T Z: the same product for a symmetric P, but not the same function of each single entry of P.
-
-    The backward pass is the product with the transpose, by this same function, so that it nests to any order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, graph: Graph, transposed: bool) -> Tensor:
-        y = graph.operator @ z
-        ctx.graph, ctx.transposed = graph, transposed
-        ctx.save_for_backward(z, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        z, y = ctx.saved_tensors
-        back = _Propagate.apply(g, ctx.graph, not ctx.transposed)
-        if ctx.transposed:
-            ctx.graph._note(g, z, back, y)
-        else:
-            ctx.graph._note(z, g, y, back)
-        return back, None, None
-
-
-def _normalise(adjacency: Tensor) -> tuple[Tensor, Tensor]:
-    adjacency.diagonal().add_(1)
+def _dense(upper: Tensor) -> tuple[Tensor, Tensor]:
+    adjacency = upper + upper.T
+    adjacency.diagonal().fill_(1)
     r = adjacency.sum(1).rsqrt()
     return adjacency.mul_(r[:, None]).mul_(r), r
 
 
-def _dense(nodes: int, i: Tensor, j: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    adjacency = torch.zeros(nodes, nodes, dtype=value.dtype, device=value.device)
-    adjacency[i, j] = value
-    adjacency[j, i] = value
-    return _normalise(adjacency)
-
-
-def _sparse(nodes: int, i: Tensor, j: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _sparse(nodes: int, edges: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    i, j = edges
     loop = torch.arange(nodes, device=i.device)
     rows, order = torch.cat([i, j, loop]).sort(stable=True)
     columns = torch.cat([j, i, loop])[order]

@@ -55,7 +55,7 @@ def setup(nodes: int, inputs: int, classes: int, edges: int, density: float, tau
 def lean(given: dict[str, Any]) -> None:
     """Ours: sampled edge lists, low-rank derivatives, one step recomputed at a time."""
     optimizer, problem = Adam(), given["problem"]
-    unroll = Unroll(optimizer, problem.inner_loss, optimizer.init(given["w"]))
+    unroll = Unroll(optimizer, problem.inner, optimizer.init(given["w"]))
     problem.round(unroll, given["lr"], given["tau"], given["generator"])
 
 

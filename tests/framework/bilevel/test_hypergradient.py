@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from framework.bilevel.hypergradient import Unroll, autograd_pull, hypergradient
+from framework.bilevel.hypergradient import Unroll, hypergradient
+from framework.bilevel.objectives import AutogradObjective
 from framework.bilevel.optimizers import SGD, Adam
 
 DOUBLE = torch.float64
@@ -35,14 +36,23 @@ def full_unroll(optimizer, inner, loss, outer, samples, w, lr, steps):
 
 
 def ours(optimizer, inner, loss, outer, samples, w, lr, steps, remember=None):
-    unroll = Unroll(optimizer, inner, optimizer.init(w))
+    gradient = torch.zeros_like(outer)
+    unroll = Unroll(optimizer, AutogradObjective(inner, outer, gradient), optimizer.init(w))
     for count in range(1, steps + 1):
         if remember is not None and count == steps - remember + 1:
             unroll.forget()
         unroll.step(samples[count], lr.detach())
-    gradient = torch.zeros_like(outer)
-    _, d_lr = hypergradient(unroll, loss, samples[0], lr.detach(), autograd_pull(outer, gradient))
+    value, d_lr = hypergradient(unroll, AutogradObjective(loss, outer, gradient), samples[0], lr.detach())
+    assert value == loss(unroll.state[0], samples[0])
     return gradient, d_lr, unroll
+
+
+def again(unroll, loss, samples, lr, **options):
+    """The hypergradient of an unroll once more."""
+    accumulator = unroll.objective.accumulator
+    accumulator.zero_()
+    hypergradient(unroll, AutogradObjective(loss, unroll.objective.outer, accumulator), samples[0], lr, **options)
+    return accumulator.clone()
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
@@ -74,11 +84,9 @@ def test_skip_leaves_out_the_oldest_steps():
     inner, loss, outer, samples, w = problem(1)
     lr = torch.tensor(0.05, dtype=DOUBLE)
     _, _, unroll = ours(Adam(), inner, loss, outer, samples, w, lr, 5)
-    skipped, short = torch.zeros_like(outer), torch.zeros_like(outer)
-    hypergradient(unroll, loss, samples[0], lr, autograd_pull(outer, skipped), skip=2)
+    skipped = again(unroll, loss, samples, lr, skip=2)
     del unroll.steps[:2]
-    hypergradient(unroll, loss, samples[0], lr, autograd_pull(outer, short))
-    assert_close(skipped, short, rtol=0, atol=0)
+    assert torch.equal(skipped, again(unroll, loss, samples, lr))
 
 
 def test_finite_differences():
@@ -106,11 +114,12 @@ def test_quadratic_closed_form():
     def inner(w, _):
         return (w - outer).square().sum() / 2
 
-    unroll = Unroll(SGD(), inner, SGD().init(w))
+    gradient = torch.zeros_like(outer)
+    unroll = Unroll(SGD(), AutogradObjective(inner, outer, gradient), SGD().init(w))
     for _ in range(8):
         unroll.step(None, lr)
-    gradient = torch.zeros_like(outer)
-    hypergradient(unroll, lambda w, _: w.square().sum() / 2, None, lr, autograd_pull(outer, gradient))
+    half_square = AutogradObjective(lambda w, _: w.square().sum() / 2, outer, gradient)
+    hypergradient(unroll, half_square, None, lr)
     shrink = 0.9**8
     last = 0.7 + shrink * 1.3
     assert unroll.state[0].item() == pytest.approx(last)
@@ -124,12 +133,11 @@ def test_resampled_reverse_pass_uses_the_new_samples():
     asked = []
 
     def resample(step):
-        asked.append(step.count)
-        return samples[20 + step.count]
+        asked.append(step.number)
+        return samples[20 + step.number]
 
-    fresh, same = torch.zeros_like(outer), torch.zeros_like(outer)
-    hypergradient(unroll, loss, samples[0], lr, autograd_pull(outer, fresh), resample=resample)
-    hypergradient(unroll, loss, samples[0], lr, autograd_pull(outer, same))
+    fresh = again(unroll, loss, samples, lr, resample=resample)
+    same = again(unroll, loss, samples, lr)
     assert asked == [3, 2, 1]
     assert (fresh - same).abs().max() > 1e-3
 

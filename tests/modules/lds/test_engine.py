@@ -17,6 +17,8 @@ from modules.lds.propagation import Graph
 
 DOUBLE = torch.float64
 NODES, INPUTS, CLASSES = 30, 7, 3
+Y = torch.randint(0, CLASSES, (NODES,), generator=torch.Generator().manual_seed(9))
+TRAIN, VAL = torch.arange(8), torch.arange(8, 16)
 BENCHMARK = Path(__file__).parents[3] / "scripts/benchmarks/lds_hypergradient.py"
 
 
@@ -33,18 +35,17 @@ def make(edge_gradient="symmetric", sparse=False, seed=0, dropout=0.5):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(NODES, INPUTS, generator=generator, dtype=DOUBLE)
     x = x * (torch.rand(NODES, INPUTS, generator=generator) < 0.5)
-    y = torch.randint(0, CLASSES, (NODES,), generator=generator)
     theta = (torch.rand(NODES, NODES, generator=generator, dtype=DOUBLE) * 0.4).triu(1)
     network = GCN(INPUTS, CLASSES, hidden=5, dropout=dropout)
     features = Features(x.to_sparse_csr() if sparse else x)
-    problem = LDSProblem(network, DenseEdges(theta), features, y, torch.arange(8), torch.arange(8, 16), edge_gradient)
+    problem = LDSProblem(network, DenseEdges(theta), features, Y, TRAIN, VAL, edge_gradient)
     w = network.init(torch.Generator().manual_seed(seed + 1), DOUBLE)
     return problem, x, w, torch.tensor(0.02, dtype=DOUBLE)
 
 
 def run(problem, w, lr, tau, seed=3, **options):
     optimizer = Adam()
-    unroll = Unroll(optimizer, problem.inner_loss, optimizer.init(w))
+    unroll = Unroll(optimizer, problem.inner, optimizer.init(w))
     return problem.round(unroll, lr, tau, torch.Generator().manual_seed(seed), **options), unroll
 
 
@@ -71,9 +72,7 @@ def test_equals_a_float64_full_unroll(plain_hypergradient, tau, sparse, monkeypa
     result, unroll = run(problem, w, lr, tau)
     adjacencies, masks = replay(problem, tau)
     w0, w1 = problem.network.weights(w)
-    outer, d_theta, d_lr = plain_hypergradient(
-        problem.edges.theta, x, problem.y, problem.train, problem.val, w0, w1, lr, adjacencies, masks
-    )
+    outer, d_theta, d_lr = plain_hypergradient(problem.edges.theta, x, Y, TRAIN, VAL, w0, w1, lr, adjacencies, masks)
     assert_close(result.outer_loss, outer, rtol=1e-12, atol=0)
     assert (result.d_theta - d_theta).norm() / d_theta.norm() < 1e-8
     assert abs(result.d_lr / d_lr - 1) < 1e-8
@@ -81,12 +80,20 @@ def test_equals_a_float64_full_unroll(plain_hypergradient, tau, sparse, monkeypa
     assert not unroll.steps  # nothing is kept for the next round
 
 
+def direct_term(problem, w, pairs):
+    """The derivative of the outer loss with respect to the graph, at fixed weights."""
+    problem.gradient = torch.zeros_like(problem.edges.theta)
+    problem.outer.linearize(w, GCNSample(Graph(problem.x.nodes, pairs, dtype=DOUBLE))).pull()
+    problem._flush()
+    return problem.gradient
+
+
 class Relaxed(LDSProblem):
     """The same problem on the expected graph: every weight is its probability, so that nothing is sampled."""
 
     def draw(self, generator, dropout):
         theta = self.edges.theta
-        return GCNSample(Graph.from_adjacency(theta + theta.T))
+        return GCNSample(Graph.from_upper(theta))
 
 
 @pytest.mark.parametrize("tau", [1, 4])
@@ -119,12 +126,7 @@ def test_straight_through_mean_is_the_expectation_over_all_graphs():
     index = torch.triu_indices(3, 3, 1)
 
     def direct(pairs):
-        problem.gradient = torch.zeros_like(theta)
-        leaf = w.clone().requires_grad_()
-        sample = GCNSample(Graph(3, pairs, dtype=DOUBLE))
-        problem.pull(problem.outer_loss(leaf, sample), leaf, sample)
-        problem._flush()
-        return problem.gradient[index[0], index[1]]
+        return direct_term(problem, w, pairs)[index[0], index[1]]
 
     exact = torch.zeros(3, dtype=DOUBLE)
     p = theta[index[0], index[1]]
@@ -156,9 +158,9 @@ def test_candidate_support_gives_the_dense_gradient_on_its_pairs():
         problem.network,
         CandidateEdges(theta[candidates[0], candidates[1]], candidates),
         Features(x),
-        problem.y,
-        problem.train,
-        problem.val,
+        Y,
+        TRAIN,
+        VAL,
     )
     # The two sample in another order: give both the same graphs.
     generator = torch.Generator().manual_seed(3)
@@ -184,12 +186,8 @@ def test_skipping_every_step_leaves_the_direct_term():
     result, unroll = run(problem, w, lr, 3, skip=3)
     assert result.d_lr == 0
     adjacencies, _ = replay(problem, 3)
-    leaf = unroll.state[0].clone().requires_grad_()
-    sample = GCNSample(Graph(NODES, adjacencies[-1].triu(1).nonzero().T, dtype=DOUBLE))
-    problem.gradient = torch.zeros_like(problem.edges.theta)
-    problem.pull(problem.outer_loss(leaf, sample), leaf, sample)
-    problem._flush()
-    assert_close(problem.gradient, result.d_theta)
+    result = result.d_theta.clone()
+    assert_close(direct_term(problem, unroll.state[0], adjacencies[-1].triu(1).nonzero().T), result)
 
 
 def test_certain_edges_make_every_prediction_the_same_gcn():
@@ -216,8 +214,8 @@ def test_inner_loss_is_the_mean_cross_entropy_plus_half_the_squared_norm():
     assert sample.hidden_mask is None
     operator = sample.graph.operator
     logits = operator @ (operator @ x @ w0).relu() @ w1
-    log_p = logits.log_softmax(1)[problem.train, problem.y[problem.train]]
-    assert_close(problem.inner_loss(w, sample), -log_p.mean() + 2.5e-4 * w0.square().sum())
+    log_p = logits.log_softmax(1)[TRAIN, Y[TRAIN]]
+    assert_close(problem.inner.gradient(w, sample)[0], -log_p.mean() + 2.5e-4 * w0.square().sum())
 
 
 def test_dropout_masks_have_mean_one():
@@ -247,12 +245,12 @@ def test_hypergradient_on_a_gpu_equals_the_cpus_on_the_same_graphs(sparse):
         for a, m in zip(adjacencies, [*(mask.cuda() for mask in masks), None], strict=True)
     ]
     features = Features((x.to_sparse_csr() if sparse else x).cuda())
-    indices = problem.train.cuda(), problem.val.cuda()
-    there = LDSProblem(problem.network, DenseEdges(problem.edges.theta.cuda()), features, problem.y.cuda(), *indices)
+    nodes = Y.cuda(), TRAIN.cuda(), VAL.cuda()
+    there = LDSProblem(problem.network, DenseEdges(problem.edges.theta.cuda()), features, *nodes)
     given = iter(samples)
     there.draw = lambda generator, dropout: next(given)
     optimizer = Adam()
-    unroll = Unroll(optimizer, there.inner_loss, optimizer.init(w.cuda()))
+    unroll = Unroll(optimizer, there.inner, optimizer.init(w.cuda()))
     result = there.round(unroll, lr.cuda(), 5, torch.Generator("cuda"))
     assert_close(result.d_theta.cpu(), expected.d_theta, rtol=1e-8, atol=1e-12)
     assert_close(result.d_lr.cpu(), expected.d_lr, rtol=1e-8, atol=1e-12)

@@ -275,7 +275,7 @@ def test_two_ranks_average_the_hypergradients_of_their_graphs(tmp_path):
     for rank in range(2):
         problem, _ = module._problem_of(data.graph)
         assert isinstance(problem.x, Features)
-        unroll = Unroll(module.optimizer, problem.inner_loss, module.optimizer.init(module.weights.detach()))
+        unroll = Unroll(module.optimizer, problem.inner, module.optimizer.init(module.weights.detach()))
         generator = module._generator(TRAIN, rank, 0, 0)
         result = problem.round(unroll, module.inner_lr().detach(), 2, generator)
         gradients.append(result.d_theta)
