@@ -189,20 +189,15 @@ class Classifier(LightningModule):
         self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | list[Any]]:
-        """Columns of equal length: index and label where the batch has them, the predicted class, all probabilities."""
+        """Columns of equal length: index and target where the batch has them, the class, all probabilities."""
         x, *rest = batch if isinstance(batch, (list, tuple)) else (batch,)
-        probabilities = self(x).softmax(dim=1)
-        predicted = probabilities.argmax(dim=1)
-        names = self._class_names()
+        probability = self(x).softmax(dim=1)
         columns: dict[str, Tensor | list[Any]] = {}
         if len(rest) > 1:
             columns["index"] = rest[1] if isinstance(rest[1], Tensor) else list(rest[1])
         if rest:
-            columns["label"] = self._named(rest[0], names)
-        columns["predicted"] = self._named(predicted, names)
-        for k, column in enumerate(probabilities.unbind(dim=1)):
-            columns[f"probability_{names[k] if names else k}"] = column
-        return columns
+            columns["target"] = rest[0]
+        return columns | {"prediction": probability.argmax(dim=1), "probability": probability}
 
     def on_validation_epoch_end(self) -> None:
         self._count_confusion("val")
@@ -253,12 +248,6 @@ class Classifier(LightningModule):
     def _class_names(self) -> list[str] | None:
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "class_names", None)
-
-    @staticmethod
-    def _named(classes: Tensor, names: list[str] | None) -> Tensor | list[str]:
-        if names is None:
-            return classes
-        return ["" if k == UNLABELLED else names[k] for k in classes.tolist()]
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str] | None = None) -> Figure:

@@ -32,7 +32,7 @@ def edge_probability_figure(edges: DenseEdges | CandidateEdges, batch: NodeBatch
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     # From 1e-6 up: most pairs of a learned graph lie orders of magnitude below 1, and 0 has no logarithm.
-    bins = np.logspace(-6, 0, 37)
+    bins = np.logspace(-6, 0, 37).tolist()
     for mask, label in ((same, "same class"), (~same, "different classes")):
         values = probability[mask].clamp(min=1e-6).numpy()
         share = np.full(len(values), 1 / max(len(values), 1))

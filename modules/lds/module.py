@@ -8,9 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -72,6 +74,7 @@ class LDS(LightningModule):
         ValueError: If an argument lies outside its range.
     """
 
+    theta: nn.Parameter
     candidates: Tensor
     moments: Tensor
     progress: Tensor
@@ -136,9 +139,7 @@ class LDS(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the initial graph from the data; a checkpoint, restored later, overrides it."""
-        graph: NodeBatch | None = getattr(getattr(self.trainer, "datamodule", None), "graph", None)
-        if graph is None:
-            raise TypeError("LDS needs a LightningDataModule with an attribute `graph` (a NodeBatch) after setup")
+        graph = self._graph()
         nodes, inputs = graph.x.shape
         for name, found in (("nodes", nodes), ("inputs", inputs)):
             if self.hparams[name] != found:
@@ -153,6 +154,12 @@ class LDS(LightningModule):
                 # The same on all ranks. A resumed run gets its own back from the checkpoint.
                 self.base_seed.fill_(self.trainer.strategy.broadcast(torch.initial_seed()) % 2**63)
                 self.weights.copy_(self.network.init(self._generator(INIT, 0)))
+
+    def _graph(self) -> NodeBatch:
+        graph = getattr(getattr(self.trainer, "datamodule", None), "graph", None)
+        if not isinstance(graph, NodeBatch):
+            raise TypeError("LDS needs a LightningDataModule with an attribute `graph` (a NodeBatch) after setup")
+        return graph
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the pairs that the checkpoint learns."""
@@ -185,7 +192,7 @@ class LDS(LightningModule):
 
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
         """The objectives on this batch and, if the graph is not learned, that graph; made once for one graph."""
-        source = batch.y if self._trainer is None else self.trainer.datamodule.graph.y  # batch.y may be a moved copy
+        source = batch.y if self._trainer is None else self._graph().y  # batch.y may be a moved copy
         if self._problem is None or self._problem[0] is not source or self._problem[1].edges.theta is not self.theta:
             edges = self.edges()
             train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
@@ -203,7 +210,7 @@ class LDS(LightningModule):
             return torch.optim.Adam([self.weights], lr=self.hparams["inner_lr"])
         decay = self.hparams["outer_lr_decay"]
         outer = torch.optim.SGD([self.theta, self.rate], lr=self.hparams["outer_lr"])
-        return [outer], [torch.optim.lr_scheduler.LambdaLR(outer, lambda t: 1 / (1 + decay * t))]
+        return [outer], [LambdaLR(outer, lambda t: 1 / (1 + decay * t))]
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """One round, or one step of a baseline; nothing once the epoch's inner problem is solved."""
@@ -224,7 +231,8 @@ class LDS(LightningModule):
         if not self.hparams["learn_inner_lr"]:
             return torch.tensor(self.hparams["inner_lr"], device=self.device)
         low, high = self.hparams["inner_lr_range"]
-        return low + torch.sigmoid(self.rate) * (high - low)
+        rate: Tensor = low + torch.sigmoid(self.rate) * (high - low)
+        return rate
 
     def _round(self, problem: LDSProblem, generator: torch.Generator, first: bool) -> None:
         rate = self.inner_lr()
@@ -248,12 +256,14 @@ class LDS(LightningModule):
 
     def _outer_step(self, d_theta: Tensor, rate: Tensor, d_rate: Tensor) -> None:
         """Projected SGD on the edge probabilities, and the same step on the inner learning rate."""
-        optimizer = self.optimizers()
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
         self.theta.grad = d_theta
         if self.rate.requires_grad:
             (self.rate.grad,) = torch.autograd.grad(rate, self.rate, d_rate)
         optimizer.step()
-        self.lr_schedulers().step()
+        schedule.step()
         with torch.no_grad():
             self.theta.clamp_(0, 1)
 
@@ -283,7 +293,9 @@ class LDS(LightningModule):
         mask = self.network.dropout_mask(problem.x.nodes, generator)
         loss, grad = problem.inner.gradient(self.weights, GCNSample(graph, mask))
         self.weights.grad = self._mean_over_ranks(grad)
-        self.optimizers().step()
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step()
         self._log_epoch({"train/loss": loss})
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -337,24 +349,28 @@ class LDS(LightningModule):
             statistics["auc_initial"] = edge_statistics(initial, batch.y, labelled)["auc"]
             self.log_dict({f"test/edge_{name}": value for name, value in statistics.items()}, batch_size=1)
 
-    def predict_step(self, batch: NodeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Class and class probabilities of every node, as columns of equal length."""
-        probabilities = self(batch).softmax(1)
-        columns = {"node": torch.arange(batch.nodes), "prediction": probabilities.argmax(1)}
-        return columns | {f"probability_{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
+    def predict_step(self, batch: NodeBatch, batch_idx: int) -> dict[str, Tensor | list[str]]:
+        """Columns of equal length, one row a node: name, known class, predicted class, probability of each class."""
+        probability = self(batch).softmax(1)
+        columns: dict[str, Tensor | list[str]] = {"node": self._node_names(torch.arange(batch.nodes))}
+        return columns | {"target": batch.y, "prediction": probability.argmax(1), "probability": probability}
 
-    def prediction_tables(self) -> dict[str, dict[str, Tensor]]:
+    def prediction_tables(self) -> dict[str, dict[str, Tensor | list[str]]]:
         """The learned graph: every pair whose edge is more likely than 1 %."""
         pairs, probability = self.edges().pairs(above=0.01)
         order = probability.argsort(descending=True, stable=True)
-        source, target = pairs[:, order]
+        source, target = (self._node_names(nodes) for nodes in pairs[:, order].cpu())
         return {"edges": {"source": source, "target": target, "probability": probability[order]}}
+
+    def _node_names(self, nodes: Tensor) -> Tensor | list[str]:
+        names = getattr(getattr(self.trainer, "datamodule", None), "node_names", None)
+        return nodes if names is None else [names[node] for node in nodes.tolist()]
 
     def figures(self) -> dict[str, Any]:
         """Edge probabilities within and between classes, and the learned graph."""
         from modules.lds.figures import edge_probability_figure, graph_figure
 
-        graph: NodeBatch = self.trainer.datamodule.graph
+        graph = self._graph()
         return {
             "edge_probabilities": edge_probability_figure(self.edges(), graph),
             "graph": graph_figure(self.edges(), graph),

@@ -101,20 +101,19 @@ def test_a_batch_without_any_label_moves_nothing():
 def test_predictions_are_columns():
     module, data = Classifier(4, 3), Blobs(unlabelled=3)
     batches = quiet().predict(module, data)
-    columns = {name: [x for batch in batches for x in batch[name]] for name in batches[0]}
-    assert list(columns) == ["index", "label", "predicted", "probability_ash", "probability_birch", "probability_cedar"]
-    assert {len(column) for column in columns.values()} == {90}
-    assert [int(i) for i in columns["index"]] == list(range(100, 190))
-    assert columns["label"][:4] == ["", "", "", "ash"]
-    probabilities = torch.stack([torch.stack(columns[f"probability_{name}"]) for name in data.class_names], dim=1)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(90))
-    assert columns["predicted"] == [data.class_names[k] for k in probabilities.argmax(1)]
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    assert list(columns) == ["index", "target", "prediction", "probability"]
+    assert columns["index"].tolist() == list(range(100, 190))
+    assert columns["target"][:4].tolist() == [-1, -1, -1, 0]
+    assert columns["probability"].shape == (90, 3)
+    torch.testing.assert_close(columns["probability"].sum(1), torch.ones(90))
+    assert torch.equal(columns["prediction"], columns["probability"].argmax(1))
 
 
-def test_predictions_without_names_or_labels():
+def test_predictions_without_labels():
     (columns,) = quiet().predict(Classifier(4, 2), DataLoader(torch.randn(3, 4), batch_size=3))
-    assert list(columns) == ["predicted", "probability_0", "probability_1"]
-    assert columns["predicted"].dtype == torch.int64
+    assert list(columns) == ["prediction", "probability"]
+    assert columns["prediction"].dtype == torch.int64
 
 
 def test_the_network_is_a_choice():

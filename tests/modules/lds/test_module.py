@@ -217,14 +217,15 @@ def test_predictions_cover_all_nodes_and_list_the_edges(tmp_path):
     data = blocks()
     module, run = fitted(tmp_path, data)
     (columns,) = run.predict(module, data)
-    assert columns["node"].tolist() == list(range(40))
-    probability = torch.stack([columns["probability_0"], columns["probability_1"]])
-    assert_close(probability.sum(0), torch.ones(40))
-    assert torch.equal(columns["prediction"], probability.argmax(0))
+    assert columns["node"] == [str(node) for node in range(40)]
+    assert_close(columns["probability"].sum(1), torch.ones(40))
+    assert torch.equal(columns["prediction"], columns["probability"].argmax(1))
+    assert torch.equal(columns["target"], data.graph.y)
     edges = module.prediction_tables()["edges"]
     assert (edges["probability"].diff() <= 0).all()
     assert (edges["probability"] > 0.01).all()
-    assert torch.equal(module.theta[edges["source"], edges["target"]], edges["probability"])
+    source, target = ([int(name) for name in edges[column]] for column in ("source", "target"))
+    assert torch.equal(module.theta[source, target], edges["probability"])
 
 
 def test_figures(tmp_path):
