@@ -28,6 +28,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "outer_lr": (arguments["outer_lr"] >= 0, "at least 0"),
         "outer_lr_decay": (arguments["outer_lr_decay"] >= 0, "at least 0"),
         "inner_steps": (arguments["inner_steps"] >= 1, "at least 1"),
+        "rounds_per_step": (arguments["rounds_per_step"] >= 1, "at least 1"),
         "patience": (arguments["patience"] >= 1, "at least 1"),
         "tolerance": (0 <= arguments["tolerance"] < 1, "in [0, 1)"),
         "samples": (arguments["samples"] >= 1, "at least 1"),

@@ -57,6 +57,8 @@ class LDS(LightningModule):
         outer_lr: First learning rate of theta and of the learned inner rate; 0 leaves both as they are.
         outer_lr_decay: Decay c of the outer rate, ``outer_lr / (1 + c t)`` after t rounds.
         inner_steps: Most inner steps in one epoch.
+        rounds_per_step: Rounds that one training step takes at most. The result does not depend on it; where a round
+            takes milliseconds, many at once save Lightning's work per step.
         patience: The epoch ends when this many inner steps in a row have not lowered the training loss ...
         tolerance: ... by this share of the lowest accepted one.
         restart: ``epoch``: weights and inner optimiser start afresh each epoch; ``never``: they go on (warm start).
@@ -95,6 +97,7 @@ class LDS(LightningModule):
         outer_lr: float = 1.0,
         outer_lr_decay: float = 1e-3,
         inner_steps: int = 400,
+        rounds_per_step: int = 1,
         patience: int = 20,
         tolerance: float = 1e-3,
         restart: Literal["epoch", "never"] = "epoch",
@@ -213,18 +216,21 @@ class LDS(LightningModule):
         return [outer], [LambdaLR(outer, lambda t: 1 / (1 + decay * t))]
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
-        """One round, or one step of a baseline; nothing once the epoch's inner problem is solved."""
+        """Some rounds, or one step of a baseline; nothing once the epoch's inner problem is solved."""
         problem, graph = self._problem_of(batch)
-        generator = self._generator(TRAIN, self.global_rank, self.current_epoch, batch_idx)
         if graph is not None:
-            self._fixed_graph_step(problem, graph, generator)
+            self._fixed_graph_step(
+                problem, graph, self._generator(TRAIN, self.global_rank, self.current_epoch, batch_idx)
+            )
             return
         if batch_idx == 0:
             self._start_epoch()
-        taken, _, failures, _ = self.progress.tolist()
-        # Returning -1 from on_train_batch_start would end the epoch too, but Lightning then skips its validation.
-        if taken < self.hparams["inner_steps"] and failures < self.hparams["patience"]:
-            self._round(problem, generator, first=batch_idx == 0)
+        for _ in range(self.hparams["rounds_per_step"]):
+            taken, _, failures, _ = self.progress.tolist()
+            # Returning -1 from on_train_batch_start would end the epoch too, but Lightning then skips its validation.
+            if taken >= self.hparams["inner_steps"] or failures >= self.hparams["patience"]:
+                break
+            self._round(problem, int(taken) // self.hparams["tau"])
 
     def inner_lr(self) -> Tensor:
         """The inner learning rate as it stands, a scalar."""
@@ -234,8 +240,9 @@ class LDS(LightningModule):
         rate: Tensor = low + torch.sigmoid(self.rate) * (high - low)
         return rate
 
-    def _round(self, problem: LDSProblem, generator: torch.Generator, first: bool) -> None:
+    def _round(self, problem: LDSProblem, number: int) -> None:
         rate = self.inner_lr()
+        generator = self._generator(TRAIN, self.global_rank, self.current_epoch, number)
         unroll = Unroll(self.optimizer, problem.inner, (self.weights, *self.moments), int(self.progress[3]))
         result = problem.round(
             unroll,
@@ -243,7 +250,7 @@ class LDS(LightningModule):
             self.hparams["tau"],
             generator,
             reuse_graphs=self.hparams["reuse_graphs"],
-            skip=int(self.hparams["skip_first"] and not first),
+            skip=int(self.hparams["skip_first"] and number > 0),
             gradient=self.theta.grad,
         )
         with torch.no_grad():

@@ -103,6 +103,14 @@ def test_a_checkpoint_loads_without_data_and_predicts_the_same(tmp_path):
     assert loaded(data.graph).shape == (40, 2)
 
 
+def test_the_number_of_rounds_per_step_does_not_matter(tmp_path):
+    one, run = fitted(tmp_path, blocks(3))
+    many, other = fitted(tmp_path, blocks(1), rounds_per_step=5)
+    assert run.global_step == other.global_step == 9
+    assert torch.equal(one.theta, many.theta)
+    assert torch.equal(one.weights, many.weights)
+
+
 def test_the_seed_decides_and_the_global_generator_does_not(tmp_path):
     first, _ = fitted(tmp_path, epochs=1)
     again, _ = fitted(tmp_path, epochs=1)
