@@ -28,7 +28,7 @@ from framework import rundir
 from framework.about import About
 from framework.commands import report
 from framework.commands.checks import arguments_of, check_classes, import_class, is_required
-from framework.commands.messages import condense
+from framework.commands.messages import condense, constructor_said
 from framework.configuration import OWN, Configuration, check_numbers, name_of
 from framework.errors import ConfigurationError
 from framework.metrics_log import MetricsLog
@@ -486,6 +486,9 @@ def _own_errors() -> Iterator[None]:
         inner: BaseException = error
         while inner.__cause__ is not None and _raised_in(inner, "jsonargparse"):
             inner = inner.__cause__
+        sentence = constructor_said(str(error)) if _raised_in(inner, "jsonargparse") else ""
+        if sentence:
+            raise ConfigurationError(sentence) from error
         if inner is error or isinstance(inner, ArgumentError):
             raise
         raise inner from None
