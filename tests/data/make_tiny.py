@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import pickle
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+FIRST, TEST, SKIPPED = 520, 10, (523, 527)  # Planetoid: nodes before the test range, test nodes, places its index skips
 
 
 def tiny_table(folder: Path, rows: int = 90) -> Path:
@@ -61,6 +66,43 @@ def tiny_mnist(folder: Path, train: int = 200, test: int = 50) -> Path:
     return folder
 
 
+def tiny_planetoid(
+    folder: Path, name: str = "citeseer", seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]], np.ndarray]:
+    """Planetoid's eight files in ``planetoid``, with Citeseer's defect: a shuffled test index that skips two nodes.
+
+    Returns features and classes in the order of the graph (class -1 for the skipped nodes), the graph, the test index.
+    """
+    from scipy.sparse import csr_matrix
+
+    random = np.random.RandomState(seed)
+    nodes, train = FIRST + TEST + len(SKIPPED), 12
+    x = (random.rand(nodes, 7) < 0.4).astype(np.float32)
+    x[list(SKIPPED)] = 0
+    y = random.randint(3, size=nodes)
+    y[:3], onehot = (0, 1, 2), np.eye(3, dtype=np.int32)
+    test = random.permutation([node for node in range(FIRST, nodes) if node not in SKIPPED])
+    graph = defaultdict(list, {node: random.choice(nodes, 2).tolist() for node in range(nodes)})
+    graph[0] += [0, 1, 1]  # a self-loop and a repeat
+    graph[1] += [0]
+    content: dict[str, Any] = {
+        "x": csr_matrix(x[:train]),
+        "allx": csr_matrix(x[:FIRST]),
+        "tx": csr_matrix(x[test]),
+        "y": onehot[y[:train]],
+        "ally": onehot[y[:FIRST]],
+        "ty": onehot[y[test]],
+        "graph": graph,
+    }
+    place = folder / "planetoid"
+    place.mkdir(parents=True, exist_ok=True)
+    for part, value in content.items():
+        (place / f"ind.{name}.{part}").write_bytes(pickle.dumps(value, protocol=2))
+    (place / f"ind.{name}.test.index").write_text("\n".join(map(str, test)) + "\n")
+    y[list(SKIPPED)] = -1
+    return x, y, graph, test
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Write bytes in the gzipped IDX format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,3 +114,5 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     for make in (tiny_table, tiny_images, tiny_mnist):
         make(target)
+    for name in ("cora", "citeseer"):
+        tiny_planetoid(target, name)

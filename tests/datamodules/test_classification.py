@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import importlib.util
 from pathlib import Path
 
+import make_tiny
 import numpy as np
 import pytest
 import torch
@@ -20,10 +20,6 @@ from datamodules.mnist import MNIST, read_idx
 from datamodules.table import Table
 from framework.loaders import labels_of
 from modules.classifier import Classifier
-
-spec = importlib.util.spec_from_file_location("make_tiny", Path(__file__).parents[1] / "data" / "make_tiny.py")
-make_tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_tiny)
 
 
 @pytest.fixture(scope="module")

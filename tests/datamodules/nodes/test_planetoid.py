@@ -4,58 +4,24 @@ import hashlib
 import pickle
 import shutil
 import threading
-from collections import defaultdict
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_matrix
+from make_tiny import FIRST, SKIPPED, TEST, tiny_planetoid
 
 from datamodules.nodes import planetoid
 from datamodules.nodes.planetoid import PARTS, Planetoid
 from framework.graphs.sources import GraphOptions
 
 MASKS = ("train", "val", "stop", "test")
-FIRST, TEST, SKIPPED = 520, 10, (523, 527)  # nodes before the test range, test nodes, places the index skips
-
-
-def write_planetoid(folder, name="citeseer", seed=0):
-    """A set in Planetoid's eight files whose test index is shuffled and skips two nodes, which only the graph knows.
-
-    Returns features and classes in the order of the graph; class -1 for the skipped nodes.
-    """
-    random = np.random.RandomState(seed)
-    nodes, train = FIRST + TEST + len(SKIPPED), 12
-    x = (random.rand(nodes, 7) < 0.4).astype(np.float32)
-    x[list(SKIPPED)] = 0
-    y = random.randint(3, size=nodes)
-    y[:3], onehot = (0, 1, 2), np.eye(3, dtype=np.int32)
-    test = random.permutation([node for node in range(FIRST, nodes) if node not in SKIPPED])
-    graph = defaultdict(list, {node: random.choice(nodes, 2).tolist() for node in range(nodes)})
-    graph[0] += [0, 1, 1]  # a self-loop and a repeat
-    graph[1] += [0]
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "x": csr_matrix(x[:train]),
-        "allx": csr_matrix(x[:FIRST]),
-        "tx": csr_matrix(x[test]),
-        "y": onehot[y[:train]],
-        "ally": onehot[y[:FIRST]],
-        "ty": onehot[y[test]],
-        "graph": graph,
-    }
-    for part, value in content.items():
-        (folder / f"ind.{name}.{part}").write_bytes(pickle.dumps(value, protocol=2))
-    (folder / f"ind.{name}.test.index").write_text("\n".join(map(str, test)) + "\n")
-    y[list(SKIPPED)] = -1
-    return x, y, graph, test
 
 
 @pytest.fixture
 def defect(tmp_path):
-    return tmp_path, write_planetoid(tmp_path / "planetoid")
+    return tmp_path, tiny_planetoid(tmp_path)
 
 
 def ready(*args, **kwargs):
@@ -169,7 +135,7 @@ def test_labels_of_test_nodes_reach_nothing_but_y(defect):
 
 
 def test_missing_files_are_named_with_source_and_destination(tmp_path):
-    write_planetoid(tmp_path / "planetoid", "pubmed")
+    tiny_planetoid(tmp_path, "pubmed")
     for part in ("tx", "graph"):
         (tmp_path / "planetoid" / f"ind.pubmed.{part}").unlink()
     with pytest.raises(FileNotFoundError) as caught:
@@ -221,8 +187,8 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A local server in place of the official one, with the ids of its own files."""
-    folder = tmp_path / "served"
-    write_planetoid(folder)
+    tiny_planetoid(tmp_path / "served")
+    folder = tmp_path / "served/planetoid"
     http = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
