@@ -74,7 +74,7 @@ def shown(metric: str, value: float, std: float | None = None) -> str:
 def cited(reference: Reference) -> str:
     """A published number with the mark of one that nobody checked against the paper."""
     text = shown(reference.metric, reference.value, reference.std)
-    return text if reference.verified else f"{text} (unverified copy)"
+    return text if reference.verified else f"{text} (unverified)"
 
 
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {

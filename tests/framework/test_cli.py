@@ -47,7 +47,7 @@ def test_fit_fills_one_directory_and_prints_ours_beside_the_published_number(pro
     }  # fmt: skip
     assert project.files() == {"runs", "runs/base", "runs/base/0"} | {str(p) for p in home.rglob("*")}
     row = next(line for line in out.splitlines() if line.startswith("test/loss"))
-    assert "0.5 ± 0.1 (unverified copy)" in row
+    assert "0.5 ± 0.1 (unverified)" in row
     assert "a colleague" in row
     record = json.loads((home / "results.json").read_text())
     assert record["metrics"]["test/loss"] == pytest.approx(float(row.split()[1]), rel=1e-3)

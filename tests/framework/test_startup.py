@@ -105,7 +105,7 @@ def test_methods_shows_reference_numbers_and_refuses_a_broken_about(tmp_path, mo
         "    - {metric: test/accuracy, value: 0.973, std: 0.004, verified: false}\nmodel: {class_path: X}\n"
     )
     monkeypatch.setattr(methods, "names", lambda: {"m/good": good})
-    assert listing() == "M  (P)\n  m/good  s  test/accuracy 97.3 ± 0.4 % (unverified copy)\n"
+    assert listing() == "M  (P)\n  m/good  s  test/accuracy 97.3 ± 0.4 % (unverified)\n"
     good.write_text("about:\n  methd: M\n")
     with pytest.raises(ConfigurationError, match=r"good.yaml: about.methd"):
         listing()
