@@ -326,7 +326,10 @@ class LDS(LightningModule):
         problem, graph = self._problem_of(batch)
         if graph is not None:
             return self.network.logits(self.weights.detach(), problem.x, GCNSample(graph))
-        generator = self._generator(EVALUATE, self.current_epoch)
+        # Validation while fitting draws new graphs each epoch. A checkpoint gives the same answer wherever it is asked:
+        # `test` on its own does not know the epoch that `fit` had reached when it tested.
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        generator = self._generator(EVALUATE, self.current_epoch if fitting else 0)
         return problem.mean_logits(self.weights.detach(), self.hparams["samples"], generator)
 
     def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
