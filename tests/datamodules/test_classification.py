@@ -18,7 +18,7 @@ from datamodules.digits import Digits
 from datamodules.image_folder import ImageFolder, read_image
 from datamodules.mnist import MNIST, read_idx
 from datamodules.table import Table
-from framework.loaders import labels_of
+from framework.loaders.labels import labels_of
 from modules.classifier import Classifier
 
 
