@@ -552,6 +552,8 @@ def _place_logs(trainer: Namespace, directory: Path, root: Path) -> None:
         else:
             entry.init_args["save_dir"] = str(directory)
             if issubclass(kind, WandbLogger):
+                # W&B writes from a process that outlives a run, and stays where that was started.
+                entry.init_args["save_dir"] = str(directory.resolve())
                 entry.init_args["name"] = entry.init_args.get("name") or str(directory.relative_to(root))
                 earlier = sorted((directory / "wandb").glob("*run-*-*"))
                 if earlier and entry.init_args.get("id") is None and entry.init_args.get("version") is None:

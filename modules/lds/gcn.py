@@ -42,7 +42,11 @@ class Features:
             self.x, self.transposed = x, x.T
         else:
             coo = x.to_sparse_coo().coalesce()
-            self.x, self.transposed = coo.to_sparse_csr(), coo.t().coalesce().to_sparse_csr()
+            # By hand: `coo.t()` is refused for tensors made in inference mode, as those of a moved batch are.
+            transposed = torch.sparse_coo_tensor(
+                coo.indices().flip(0), coo.values(), coo.shape[::-1], check_invariants=False
+            )
+            self.x, self.transposed = coo.to_sparse_csr(), transposed.coalesce().to_sparse_csr()
 
 
 class GCN:

@@ -136,7 +136,6 @@ class LDS(LightningModule):
             }
         )
         self.test_metrics = metrics.clone(prefix="test/")
-        self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
 
     # --- graph and state ----------------------------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class LDS(LightningModule):
                 raise ValueError(f"{name} is {self.hparams[name]}, but the data have {found}")
         if int(graph.y.max()) >= self.hparams["classes"]:
             raise ValueError(f"classes is {self.hparams['classes']}, but the data have a class {int(graph.y.max())}")
-        if stage == "fit":
+        if stage == "fit" or int(self.base_seed) < 0:  # without a checkpoint, fresh weights are evaluated
             with torch.no_grad():
                 # A graph that is not learned needs no room for other pairs than its own edges.
                 self._allocate(graph.candidates if self.hparams["learn_graph"] else graph.edge_index)
@@ -182,6 +181,7 @@ class LDS(LightningModule):
         if getattr(self, "theta", None) is None or self.theta.shape != shape:
             self.theta = nn.Parameter(torch.zeros(shape), requires_grad=self.hparams["learn_graph"])
         self.register_buffer("candidates", torch.zeros(2, 0, dtype=torch.int64) if candidates is None else candidates)
+        self._problem: tuple[Any, LDSProblem, Graph | None] | None = None
 
     def _initial_theta(self, graph: NodeBatch) -> Tensor:
         if self.theta.dim() == 2:
@@ -196,7 +196,7 @@ class LDS(LightningModule):
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
         """The objectives on this batch and, if the graph is not learned, that graph; made once for one graph."""
         source = batch.y if self._trainer is None else self._graph().y  # batch.y may be a moved copy
-        if self._problem is None or self._problem[0] is not source or self._problem[1].edges.theta is not self.theta:
+        if self._problem is None or self._problem[0] is not source:
             edges = self.edges()
             train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
             features = Features(batch.x)
@@ -217,20 +217,24 @@ class LDS(LightningModule):
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Some rounds, or one step of a baseline; nothing once the epoch's inner problem is solved."""
-        problem, graph = self._problem_of(batch)
-        if graph is not None:
-            self._fixed_graph_step(
-                problem, graph, self._generator(TRAIN, self.global_rank, self.current_epoch, batch_idx)
-            )
-            return
-        if batch_idx == 0:
-            self._start_epoch()
-        for _ in range(self.hparams["rounds_per_step"]):
-            taken, _, failures, _ = self.progress.tolist()
-            # Returning -1 from on_train_batch_start would end the epoch too, but Lightning then skips its validation.
-            if taken >= self.hparams["inner_steps"] or failures >= self.hparams["patience"]:
-                break
-            self._round(problem, int(taken) // self.hparams["tau"])
+        with self._full_precision():
+            problem, graph = self._problem_of(batch)
+            if graph is not None:
+                generator = self._generator(TRAIN, self.global_rank, self.current_epoch, batch_idx)
+                self._fixed_graph_step(problem, graph, generator)
+                return
+            if batch_idx == 0:
+                self._start_epoch()
+            for _ in range(self.hparams["rounds_per_step"]):
+                taken, _, failures, _ = self.progress.tolist()
+                # Returning -1 from on_train_batch_start would end the epoch too, but Lightning then skips validation.
+                if taken >= self.hparams["inner_steps"] or failures >= self.hparams["patience"]:
+                    break
+                self._round(problem, int(taken) // self.hparams["tau"])
+
+    def _full_precision(self) -> torch.autocast:
+        """Mixed precision stays out: sparse products have no bfloat16 form, and the hypergradient sums small terms."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def inner_lr(self) -> Tensor:
         """The inner learning rate as it stands, a scalar."""
@@ -323,14 +327,15 @@ class LDS(LightningModule):
 
     def forward(self, batch: NodeBatch) -> Tensor:
         """Mean logits over ``samples`` sampled graphs, or those of the fixed graph, shape ``(nodes, classes)``."""
-        problem, graph = self._problem_of(batch)
-        if graph is not None:
-            return self.network.logits(self.weights.detach(), problem.x, GCNSample(graph))
-        # Validation while fitting draws new graphs each epoch. A checkpoint gives the same answer wherever it is asked:
-        # `test` on its own does not know the epoch that `fit` had reached when it tested.
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
-        generator = self._generator(EVALUATE, self.current_epoch if fitting else 0)
-        return problem.mean_logits(self.weights.detach(), self.hparams["samples"], generator)
+        with self._full_precision():
+            problem, graph = self._problem_of(batch)
+            if graph is not None:
+                return self.network.logits(self.weights.detach(), problem.x, GCNSample(graph))
+            # Validation while fitting draws new graphs each epoch. Elsewhere a checkpoint always gives the same answer:
+            # `test` on its own does not know the epoch that `fit` had reached when it tested.
+            fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+            generator = self._generator(EVALUATE, self.current_epoch if fitting else 0)
+            return problem.mean_logits(self.weights.detach(), self.hparams["samples"], generator)
 
     def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Accuracy and loss on the nodes kept for early stopping and on those of the outer loss."""

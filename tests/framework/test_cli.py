@@ -84,7 +84,7 @@ def test_run_directory_is_the_same_with_every_logger(project, logger, monkeypatc
     done = run(["fit", "-c", "base.yaml", "--name", "here/there", *extra])
     home = Path("runs/here/there/0")
     assert done.directory == home
-    assert Path(done.trainer.log_dir) == home
+    assert Path(done.trainer.log_dir).resolve() == home.resolve()
     assert run_directory(done.trainer) == home
     assert Path(done.trainer.checkpoint_callback.dirpath) == (home / "checkpoints").resolve()
     assert (home / "config.yaml").is_file()
