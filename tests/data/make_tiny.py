@@ -110,9 +110,13 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes(), mtime=0))
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
+def everything(folder: Path) -> None:
+    """Write all of them; ``folder`` can stand for ``FULGURITE_DATA``."""
     for make in (tiny_table, tiny_images, tiny_mnist):
-        make(target)
+        make(folder)
     for name in ("cora", "citeseer"):
-        tiny_planetoid(target, name)
+        tiny_planetoid(folder, name)
+
+
+if __name__ == "__main__":
+    everything(Path(sys.argv[1]))

@@ -1,0 +1,191 @@
+"""Every configuration, alone and under every overlay, on tiny data: a new YAML is under test by existing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+
+import make_tiny
+import pytest
+import torch
+import yaml
+
+from framework.about import About
+from framework.cli import main, run
+from framework.commands.methods import listing
+from framework.configuration import read, shipped
+
+ROOT = shipped()
+FILES = {str(file.relative_to(ROOT).with_suffix("")): file for file in sorted(ROOT.rglob("*.yaml"))}
+OVERLAYS = [name for name in FILES if name.startswith("overlays/")]
+CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
+
+#: Where a user names a file of their own. Data sets with a fixed place are found by FULGURITE_DATA.
+PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
+OWN_FILES = {
+    "classifier/image_folder": ["--data.path", "shapes"],
+    "classifier/table": PLANTS,
+    "lds/table": PLANTS,
+}
+#: One of everything.
+SMALL = [
+    part
+    for key, value in {
+        **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"), 1),
+        **{"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0},
+        **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), "false"),
+    }.items()
+    for part in (f"--trainer.{key}", str(value))
+]
+
+#: Overlays that the matrix leaves out.
+EXCLUDED = {
+    "overlays/ddp": "takes two processes: tests/test_processes.py",
+    "overlays/debug/fast": "is what test_every_configuration_fits_and_tests runs",
+}
+#: Overlays that take seconds each, tried on one configuration of a kind.
+SLOW = ("overlays/wandb",)
+#: What an overlay leaves in the run directory.
+LEAVES = {
+    "overlays/figures": "figures/*.png",
+    "overlays/predictions": "predictions/*.csv",
+    "overlays/tensorboard": "events.out.tfevents.*",
+    "overlays/wandb": "wandb/offline-run-*/run-*.wandb",
+}
+#: Overlays that act on another command than ``fit``.
+COMMANDS = {"overlays/predictions": ["predict", "--ckpt_path", "none"]}
+
+
+def kind(name: str) -> tuple[str, ...]:
+    """Method, module and data of a configuration."""
+    values = read(FILES[name])
+    return values["about"]["method"], values["model"]["class_path"], values["data"]["class_path"]
+
+
+def one_of_each(*parts: int) -> list[str]:
+    """The first configuration of each combination of method (0), module (1) and data (2)."""
+    found: dict[tuple[str, ...], str] = {}
+    for name in CONFIGS:
+        found.setdefault(tuple(kind(name)[part] for part in parts), name)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny.everything(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _place(tiny, tmp_path, monkeypatch):
+    """Tiny files in the place of real ones, a fresh folder to write to, nothing of a launcher's or of W&B's."""
+    for file in tiny.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("FULGURITE_DATA", str(tiny))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+
+
+def start(command: str, name: str, *args: str):
+    """Run a command of a configuration on tiny files."""
+    try:
+        return run([command, "-c", name, *OWN_FILES.get(name, []), *args])
+    except FileNotFoundError as error:
+        pytest.fail(
+            f"configs/{name}.yaml asks for files: write tiny ones in tests/data/make_tiny.py, where FULGURITE_DATA "
+            f"leads, or name them in OWN_FILES here ({error})"
+        )
+
+
+def finite(metrics) -> bool:
+    return bool(metrics) and all(math.isfinite(float(value)) for value in metrics.values())
+
+
+def test_what_the_test_leaves_out_exists():
+    assert {*EXCLUDED, *SLOW, *LEAVES, *COMMANDS} <= set(OVERLAYS)
+    assert set(OWN_FILES) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_says_what_it_is_and_is_listed(name):
+    about = About.read(read(FILES[name]).get("about"), f"configs/{name}.yaml: about")
+    assert about.method
+    assert about.summary
+    assert not about.reference or (about.paper and all(each.source for each in about.reference))
+    line = next(line for line in listing().splitlines() if line.split()[:1] == [name])
+    assert about.summary in line
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_says_what_it_does_and_is_listed(name):
+    summary = FILES[name].read_text().partition("\n")[0]
+    assert summary.startswith("# ")
+    assert any(line.split()[:1] == [name] and summary[2:] in line for line in listing().splitlines())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_fits_and_tests(name, tmp_path):
+    before = set(tmp_path.iterdir())
+    done = start("fit", name, "-c", "overlays/debug/fast")
+    assert finite(done.results)
+    assert all(key.startswith("test/") for key in done.results)
+    for reference in done.about.reference:
+        assert reference.metric in done.results  # or nothing would stand beside the published number
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", one_of_each(1))
+def test_every_module_validates_tests_and_predicts_its_checkpoint(name):
+    fitted = start("fit", name, *SMALL)
+    assert fitted.trainer.checkpoint_callback.best_model_score is not None  # `monitor` is logged
+    assert finite(start("validate", name, *SMALL).results)
+    assert start("test", name, *SMALL).results == fitted.results
+    predicted = start("predict", name, "-c", "overlays/predictions", *SMALL)
+    (file,) = predicted.directory.glob("predictions/predictions*.csv")
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert rows
+    assert sum(float(value) for key, value in rows[0].items() if key.startswith("probability")) == pytest.approx(
+        1, abs=1e-4
+    )
+    assert predicted.directory == fitted.directory
+
+
+PAIRS = [
+    pytest.param(name, overlay, id=f"{name} {overlay.removeprefix('overlays/')}")
+    for overlay in OVERLAYS
+    if overlay not in EXCLUDED
+    for name in (one_of_each(0, 1, 2) if overlay in SLOW else CONFIGS)
+]
+
+
+@pytest.mark.parametrize(("name", "overlay"), PAIRS)
+def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
+    command, *more = COMMANDS.get(overlay, ["fit"])
+    if read(FILES[overlay]).get("trainer", {}).get("accelerator") == "gpu" and not torch.cuda.is_available():
+        refused(capsys, command, name, overlay)
+        return
+    done = start(command, name, *more, "-c", overlay, *SMALL)
+    if command == "fit":
+        assert finite(done.results or done.trainer.callback_metrics)
+    saved = yaml.safe_load((done.directory / done.named("config.yaml")).read_text())
+    assert saved["model"]["class_path"].endswith(f".{kind(name)[1]}")
+    if overlay in LEAVES:
+        assert all(file.stat().st_size for file in done.directory.glob(LEAVES[overlay]))
+        assert list(done.directory.glob(LEAVES[overlay]))
+
+
+def refused(capsys, command: str, name: str, overlay: str) -> None:
+    """Without a GPU: one line that says so, and nothing written."""
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "-c", name, *OWN_FILES.get(name, []), "-c", overlay])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gpu" in line.lower() or "cuda" in line.lower()
+    assert not Path("runs").exists()
