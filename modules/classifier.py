@@ -108,7 +108,7 @@ class Classifier(LightningModule):
         lr: Learning rate. None keeps the optimiser's own.
         optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
         scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch; in YAML by
-            ``class_path``.
+            ``class_path``. ReduceLROnPlateau watches ``val/loss``, with ``mode: max`` ``val/accuracy``.
 
     Raises:
         ValueError: If a number is out of range; the message names it.
@@ -212,11 +212,12 @@ class Classifier(LightningModule):
                 group["lr"] = self.hparams["lr"]
         if self.scheduler is None:
             return optimizer
-        # ReduceLROnPlateau needs to know what to watch; other schedulers ignore it.
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": self.monitor},
-        }
+        scheduler = self.scheduler(optimizer)
+        # ReduceLROnPlateau needs to know what to watch, and waits for something to fall unless its mode is "max"; other
+        # schedulers ignore it.
+        watched = "val/loss" if getattr(scheduler, "mode", None) == "min" else self.monitor
+        watched = getattr(scheduler, "monitor", watched)  # Lightning's own plateau scheduler says it itself
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": watched}}
 
     def figures(self) -> dict[str, Figure]:
         """Confusion matrix of the last validation and of the last test, rows true and columns predicted."""

@@ -86,6 +86,8 @@ class _AutogradLinearized:
         return self._derivative(direction @ self._grad)
 
     def _derivative(self, scalar: Tensor) -> Tensor:
+        if not scalar.requires_grad:  # a gradient that is the same everywhere
+            return torch.zeros_like(self.w)
         variables = (self.w, self.objective.outer)
         d_w, d_outer = torch.autograd.grad(scalar, variables, allow_unused=True, retain_graph=True)
         if d_outer is not None:

@@ -206,7 +206,13 @@ class TrainPath:
         if before is None:
             if stages and trainer is not None:
                 self._check_rebuildable(loader, trainer, world)
-            if world.size > 1 and any(stage.splits_ranks for stage in stages):
+            splitting = [stage for stage in stages if stage.splits_ranks]
+            if world.size > 1 and splitting:
+                if loader.batch_sampler is None:
+                    raise TypeError(
+                        f"{kind(splitting[0])} gives each process its own items and needs a loader that makes batches; "
+                        f"{kind(self._owner)}.{self._hook} gave one with batch_size=None"
+                    )
                 # Lightning leaves a loader with a DistributedSampler alone; batches still come from batch_sampler.
                 marker: DistributedSampler[Any] = DistributedSampler(loader.dataset, world.size, world.rank)
                 loader.__dict__["sampler"] = marker

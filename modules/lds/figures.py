@@ -61,7 +61,10 @@ def graph_figure(edges: DenseEdges | CandidateEdges, batch: NodeBatch, most: int
     pairs, probability = pairs[:, order], probability[order]
     x = batch.x.cpu()
     x = (x if x.layout == torch.strided else x.to_dense()).float()
-    places = (x - x.mean(0)) @ torch.pca_lowrank(x, q=2)[2]
+    with torch.random.fork_rng(devices=[]):  # the projection is randomised: the run's own numbers stay as they are
+        torch.default_generator.manual_seed(0)
+        places = (x - x.mean(0)) @ torch.pca_lowrank(x, q=min(2, *x.shape))[2]
+    places = torch.nn.functional.pad(places, (0, 2 - places.shape[1]))  # a single feature: a line
     y = batch.y.cpu()
     same = y[pairs[0]] == y[pairs[1]]
     figure = Figure(figsize=(7, 6), layout="constrained")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -160,6 +161,17 @@ def test_a_plateau_scheduler_watches_the_monitor():
     assert trainer.lr_scheduler_configs[0].scheduler.best == pytest.approx(
         trainer.callback_metrics["val/accuracy"].item(), abs=0.2
     )
+
+
+def test_a_plateau_scheduler_that_waits_for_a_minimum_watches_the_loss():
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    watched = Classifier(4, 3, scheduler=plateau).configure_optimizers()["lr_scheduler"]["monitor"]
+    assert watched == "val/loss"
+
+    def lightnings(optimizer):
+        return LightningPlateau(optimizer, monitor="val/f1", mode="max")
+
+    assert Classifier(4, 3, scheduler=lightnings).configure_optimizers()["lr_scheduler"]["monitor"] == "val/f1"
 
 
 def test_checkpoints_load_with_weights_only(tmp_path):

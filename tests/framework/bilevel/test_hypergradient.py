@@ -151,3 +151,17 @@ def test_straight_through_mean(theta):
     (estimates,) = torch.autograd.grad(((a * z - b).square() / 2).sum(), z)  # dz / dtheta taken as 1
     error = estimates.std() / draws**0.5
     assert abs(estimates.mean().item() - (theta * a**2 - a * b)) <= 3 * error.item() + 1e-12
+
+
+def test_a_linear_inner_loss_has_a_constant_gradient():
+    outer, gradient = torch.tensor([2.0], dtype=DOUBLE, requires_grad=True), torch.zeros(1, dtype=DOUBLE)
+    slope = AutogradObjective(lambda w, _: 3 * w.sum(), outer, gradient)
+    product = AutogradObjective(lambda w, _: (outer * w).sum(), outer, gradient)
+    lr = torch.tensor(0.1, dtype=DOUBLE)
+    unroll = Unroll(SGD(), slope, SGD().init(torch.ones(1, dtype=DOUBLE)))
+    for _ in range(2):
+        unroll.step(None, lr)
+    loss, d_lr = hypergradient(unroll, product, None, lr)
+    assert unroll.state[0].item() == pytest.approx(1 - 2 * 0.1 * 3)
+    assert (loss.item(), d_lr.item()) == pytest.approx((2 * 0.4, -2 * 2 * 3))
+    assert gradient.item() == pytest.approx(0.4)  # w alone: the slope does not depend on the outer variable

@@ -268,6 +268,20 @@ class Gathered(Recorder):
         self.everywhere.append(ranks)
 
 
+def test_a_stage_that_splits_ranks_needs_batches(monkeypatch):
+    class TwoRanks(Poisson):
+        def apply(self, loader, world):
+            return rebuild(loader, sampler=RandomSampler(loader.dataset))
+
+    path = TrainPath.on(Numbers(8, batch_size=None)).add(TwoRanks(0.5, 1))
+    assert len(path.build()) == 8  # a single process keeps the stage's sampler
+    monkeypatch.setattr("framework.loaders.path.World", lambda: World(rank=1, size=2))
+    with pytest.raises(
+        TypeError, match="TwoRanks gives each process its own items and needs a loader that makes batches"
+    ):
+        path.build()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("case", ["lightning_splits", "stage_splits", "own_init"])
 def test_two_processes(case, tmp_path):

@@ -14,8 +14,10 @@ from torch.testing import assert_close
 from datamodules.nodes.bundled import SklearnNodes
 from datamodules.nodes.sbm import SBM
 from framework.bilevel.hypergradient import Unroll
+from framework.graphs.batch import NodeBatch
 from framework.graphs.sources import GraphOptions
 from modules.lds.edges import CandidateEdges, DenseEdges
+from modules.lds.figures import graph_figure
 from modules.lds.gcn import Features
 from modules.lds.module import LDS, TRAIN
 from modules.lds.statistics import edge_statistics, pairs_among
@@ -245,6 +247,18 @@ def test_figures(tmp_path):
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_picture_of_a_graph_needs_one_feature_and_no_random_numbers_of_the_run():
+    x, y = torch.randn(6, 1), torch.tensor([0, 1, 0, 1, 0, 1])
+    masks = torch.eye(6, dtype=torch.bool)[:4]
+    batch = NodeBatch(x, y, torch.tensor([[0], [1]]), torch.ones(1), None, *masks)
+    before = torch.get_rng_state()
+    figure = graph_figure(DenseEdges(DenseEdges.initial(6, batch.edge_index, batch.edge_weight)), batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    places = torch.tensor(figure.axes[0].collections[-2].get_offsets().tolist())
+    assert places[:, 1].tolist() == [0.0] * 6
+    assert_close(places[:, 0].abs(), (x - x.mean())[:, 0].abs())
 
 
 # --- two ranks ---
