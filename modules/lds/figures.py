@@ -69,9 +69,10 @@ def graph_figure(edges: DenseEdges | CandidateEdges, batch: NodeBatch, most: int
     same = y[pairs[0]] == y[pairs[1]]
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
-    for mask, colour in ((same, "0.6"), (~same, "tab:red")):
+    for mask, colour in ((same, (0.5, 0.5, 0.5)), (~same, (0.84, 0.15, 0.16))):
         lines = places[pairs[:, mask].T].numpy()
-        axes.add_collection(LineCollection(list(lines), colors=colour, linewidths=0.5, alpha=0.4, zorder=1))
+        shades = [(*colour, 0.5 * p) for p in probability[mask].tolist()]  # as visible as it is likely
+        axes.add_collection(LineCollection(list(lines), colors=shades, linewidths=0.5, zorder=1))
     axes.scatter(places[:, 0], places[:, 1], c=y, s=14, cmap="tab10", zorder=2)
     trained = batch.train.cpu()
     axes.scatter(places[trained, 0], places[trained, 1], s=60, facecolors="none", edgecolors="black", zorder=3)
