@@ -92,6 +92,14 @@ def discard(path: Path, root: Path) -> None:
             return
 
 
+def write(path: Path, text: str) -> None:
+    """Write a file of a run as a whole: a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
 @dataclass(frozen=True)
 class Found:
     """A checkpoint and the run it belongs to.

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from framework.errors import ConfigurationError
 
 _NOISE = ("<class 'NoneType'>", "NoneType")
 _CLASS = "the path of a class"
@@ -70,6 +75,23 @@ def constructor_said(message: str) -> str:
     return own[-1] if own else ""
 
 
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise what a constructor raised, not the parser's account of it."""
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException = error
+        while inner.__cause__ is not None and _raised_in(inner, "jsonargparse"):
+            inner = inner.__cause__
+        sentence = constructor_said(str(error)) if _raised_in(inner, "jsonargparse") else ""
+        if sentence:
+            raise ConfigurationError(sentence) from error
+        if inner is error or isinstance(inner, ArgumentError):
+            raise
+        raise inner from None
+
+
 def _owner(before: str, otherwise: str) -> str:
     """The innermost class named in the text before a complaint."""
     owners = re.findall(r"class_path '([^']+)'", before)
@@ -84,3 +106,10 @@ def _plain(words: str) -> str:
     words = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", words.strip())
     literal = re.fullmatch(r"typing\.Literal\[(.*)\]", words)
     return f"one of {literal[1]}" if literal else words
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(package)

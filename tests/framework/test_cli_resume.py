@@ -1,0 +1,106 @@
+"""Resuming, killed runs, several ranks: the same directory, the same history, the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import fails, rows
+
+from framework.cli import run
+
+
+def test_resumed_run_equals_an_uninterrupted_one(project, capsys):
+    whole = run(["fit", "-c", "base.yaml", "--trainer.max_epochs", "4", "--name", "whole"])
+    run(["fit", "-c", "base.yaml"])
+    capsys.readouterr()
+    rest = run(["fit", "-c", "base.yaml", "--trainer.max_epochs", "4", "--ckpt_path", "last"])
+    assert "resuming runs/base/0/checkpoints/last.ckpt" in capsys.readouterr().out
+    assert rest.directory == Path("runs/base/0")
+    assert not Path("runs/base/1").exists()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name])
+    keep = [row for row in rows(rest.directory) if not (row["step"] == "8" and row["test/loss"])]
+    assert keep == rows(whole.directory)
+    assert yaml.safe_load((rest.directory / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
+
+
+def test_resume_without_a_run_starts_afresh_and_says_so(project, capsys):
+    done = run(["fit", "-c", "base.yaml", "--ckpt_path", "last"])
+    assert "starts afresh" in capsys.readouterr().out
+    assert done.directory == Path("runs/base/0")
+
+
+def test_resume_of_a_complete_run_says_so_and_tests_again(project, capsys):
+    first = run(["fit", "-c", "base.yaml"])
+    history = rows(first.directory)
+    again = run(["fit", "-c", "base.yaml", "--ckpt_path", "last"])
+    assert "nothing left to train" in capsys.readouterr().out
+    assert again.results == first.results
+    assert rows(again.directory) == history
+
+
+def test_values_of_the_yaml_are_never_replaced_by_the_checkpoint(project, capsys):
+    fitted = run(["fit", "-c", "base.yaml"])
+    file = str(next(fitted.directory.glob("checkpoints/best*")))
+    assert run(["test", "-c", "base.yaml", "--model.lr", "0.5", "--ckpt_path", file]).model.hparams.lr == 0.5
+    line = fails(capsys, "fit", "-c", "base.yaml", "--model.lr", "0.5", "--ckpt_path", "last")
+    assert "model.init_args.lr is 0.5" in line
+    assert "0.01" in line
+    assert not Path("runs/base/1").exists()
+
+
+@pytest.mark.process
+def test_killed_run_resumes_with_its_history(project):
+    whole = run(["fit", "-c", "base.yaml", "--trainer.max_epochs", "4", "--name", "whole"])
+    args = ["fit", "-c", "base.yaml", "--trainer.max_epochs", "4", "--ckpt_path", "last"]
+    assert project.process(*args, DIE_AT="10").returncode == -9
+    killed = rows("runs/base/0")
+    assert killed[-1]["step"] == "9"  # rows are on disk at once: two of them lie after the checkpoint of step 8
+    done = project.process(*args)
+    assert done.returncode == 0, done.stderr
+    assert rows("runs/base/0") == rows(whole.directory)
+    weights = [
+        torch.load(f"{home}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for home in ("runs/base/0", "runs/whole/0")
+    ]
+    for name in weights[0]:
+        assert torch.equal(weights[0][name], weights[1][name])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_ranks_share_one_directory(project, launcher):
+    start = (
+        ("-m", "framework.cli")
+        if launcher == "lightning"
+        else ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29641", "-m", "framework.cli")
+    )
+    done = project.process("fit", "-c", "base.yaml", "-c", "overlays/ddp", launcher=start)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in Path("runs/base").iterdir()] == ["0"]
+    assert done.stdout.count("run directory:") == 1
+    found = rows("runs/base/0")
+    assert [row["step"] for row in found if row["train/loss"]] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]  # 32 rows, 8 a batch, 2 ranks, 2 epochs
+    assert Path("runs/base/0/checkpoints/last.ckpt").is_file()
+    more = project.process(
+        "fit",
+        "-c",
+        "base.yaml",
+        "-c",
+        "overlays/ddp",
+        "--trainer.max_epochs",
+        "3",
+        "--ckpt_path",
+        "last",
+        launcher=start,
+    )
+    assert more.returncode == 0, more.stderr
+    assert [row["step"] for row in rows("runs/base/0") if row["train/loss"]] == ["0", "1", "2", "3", "4", "5"]
