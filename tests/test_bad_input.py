@@ -9,9 +9,8 @@ from pathlib import Path
 import make_tiny
 import numpy as np
 import pytest
+from command_line import fails
 from scipy.sparse import csr_array, save_npz
-
-from framework.cli import main
 
 ROWS = 60
 TABLE = ("lds/table", "--data.path", "t.csv", "--data.label", "kind")
@@ -149,11 +148,7 @@ def test_one_line_and_code_2(case, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("FULGURITE_DATA", raising=False)
     make_tiny.tiny_planetoid(Path("data"), "cora")
     given, expected = case()
-    with pytest.raises(SystemExit) as exit_:
-        main(["fit", "-c", *given])
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fulgurite: error: ")
+    line = fails(capsys, "fit", "-c", *given)
     for part in (expected,) if isinstance(expected, str) else expected:
         assert part in line
     assert not Path("runs").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from pathlib import Path
@@ -11,24 +10,14 @@ import make_tiny
 import pytest
 import torch
 import yaml
+from command_line import fails, rows
+from every_config import CONFIGS, FILES, OVERLAYS, OWN_FILES, kind, one_of_each
 
 from framework.about import About
-from framework.cli import main, run
+from framework.cli import run
 from framework.commands.methods import listing
-from framework.configuration import read, shipped
+from framework.configuration import read
 
-ROOT = shipped()
-FILES = {str(file.relative_to(ROOT).with_suffix("")): file for file in sorted(ROOT.rglob("*.yaml"))}
-OVERLAYS = [name for name in FILES if name.startswith("overlays/")]
-CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
-
-#: Where a user names a file of their own. Data sets with a fixed place are found by FULGURITE_DATA.
-PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
-OWN_FILES = {
-    "classifier/image_folder": ["--data.path", "shapes"],
-    "classifier/table": PLANTS,
-    "lds/table": PLANTS,
-}
 #: One of everything.
 SMALL = [
     part
@@ -58,20 +47,6 @@ LEAVES = {
 COMMANDS = {"overlays/predictions": ["predict", "--ckpt_path", "none"]}
 
 
-def kind(name: str) -> tuple[str, ...]:
-    """Method, module and data of a configuration."""
-    values = read(FILES[name])
-    return values["about"]["method"], values["model"]["class_path"], values["data"]["class_path"]
-
-
-def one_of_each(*parts: int) -> list[str]:
-    """The first configuration of each combination of method (0), module (1) and data (2)."""
-    found: dict[tuple[str, ...], str] = {}
-    for name in CONFIGS:
-        found.setdefault(tuple(kind(name)[part] for part in parts), name)
-    return list(found.values())
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
@@ -99,7 +74,7 @@ def start(command: str, name: str, *args: str):
     except FileNotFoundError as error:
         pytest.fail(
             f"configs/{name}.yaml asks for files: write tiny ones in tests/data/make_tiny.py, where FULGURITE_DATA "
-            f"leads, or name them in OWN_FILES here ({error})"
+            f"leads, or name them in OWN_FILES of tests/support/every_config.py ({error})"
         )
 
 
@@ -148,12 +123,8 @@ def test_every_module_validates_tests_and_predicts_its_checkpoint(name):
     assert start("test", name, *SMALL).results == fitted.results
     predicted = start("predict", name, "-c", "overlays/predictions", *SMALL)
     (file,) = predicted.directory.glob("predictions/predictions*.csv")
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert rows
-    assert sum(float(value) for key, value in rows[0].items() if key.startswith("probability")) == pytest.approx(
-        1, abs=1e-4
-    )
+    row = rows(file.parent, file.name)[0]
+    assert sum(float(value) for key, value in row.items() if key.startswith("probability")) == pytest.approx(1, 1e-4)
     assert predicted.directory == fitted.directory
 
 
@@ -169,7 +140,9 @@ PAIRS = [
 def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
     command, *more = COMMANDS.get(overlay, ["fit"])
     if read(FILES[overlay]).get("trainer", {}).get("accelerator") == "gpu" and not torch.cuda.is_available():
-        refused(capsys, command, name, overlay)
+        line = fails(capsys, command, "-c", name, *OWN_FILES.get(name, []), "-c", overlay)
+        assert "gpu" in line.lower() or "cuda" in line.lower()
+        assert not Path("runs").exists()
         return
     done = start(command, name, *more, "-c", overlay, *SMALL)
     if command == "fit":
@@ -179,13 +152,3 @@ def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
     if overlay in LEAVES:
         assert all(file.stat().st_size for file in done.directory.glob(LEAVES[overlay]))
         assert list(done.directory.glob(LEAVES[overlay]))
-
-
-def refused(capsys, command: str, name: str, overlay: str) -> None:
-    """Without a GPU: one line that says so, and nothing written."""
-    with pytest.raises(SystemExit) as exit_:
-        main([command, "-c", name, *OWN_FILES.get(name, []), "-c", overlay])
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "gpu" in line.lower() or "cuda" in line.lower()
-    assert not Path("runs").exists()

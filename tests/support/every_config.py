@@ -1,0 +1,33 @@
+"""All configurations and overlays there are, found by glob, and how each runs on tiny data."""
+
+from __future__ import annotations
+
+from framework.configuration import read, shipped
+
+ROOT = shipped()
+FILES = {file.relative_to(ROOT).with_suffix("").as_posix(): file for file in sorted(ROOT.rglob("*.yaml"))}
+OVERLAYS = [name for name in FILES if name.startswith("overlays/")]
+CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
+
+#: Where a user names a file of their own, one of ``make_tiny.everything`` in the working folder. Data sets with a
+#: place of their own are found by FULGURITE_DATA and need no entry.
+PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
+OWN_FILES = {
+    "classifier/image_folder": ["--data.path", "shapes"],
+    "classifier/table": PLANTS,
+    "lds/table": PLANTS,
+}
+
+
+def kind(name: str) -> tuple[str, str, str]:
+    """Method, module and data of a configuration."""
+    values = read(FILES[name])
+    return values["about"]["method"], values["model"]["class_path"], values["data"]["class_path"]
+
+
+def one_of_each(*parts: int) -> list[str]:
+    """The first configuration of each combination of method (0), module (1) and data (2)."""
+    found: dict[tuple[str, ...], str] = {}
+    for name in CONFIGS:
+        found.setdefault(tuple(kind(name)[part] for part in parts), name)
+    return list(found.values())
