@@ -34,8 +34,8 @@ EXCLUDED = {
     "overlays/ddp": "takes two processes: tests/test_processes.py",
     "overlays/debug/fast": "is what test_every_configuration_fits_and_tests runs",
 }
-#: Overlays that take seconds each, tried on one configuration of a kind.
-SLOW = ("overlays/wandb",)
+#: Overlays that take seconds each, tried on one configuration of each method, module and data.
+SLOW = ("overlays/figures", "overlays/wandb")
 #: What an overlay leaves in the run directory.
 LEAVES = {
     "overlays/figures": "figures/*.png",
