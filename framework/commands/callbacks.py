@@ -51,6 +51,11 @@ class RunCallback(Callback):
                 if isinstance(logger, MetricsLog):
                     logger.directory = directory
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A resumed EarlyStopping that had run out of patience would first let one more epoch train.
+        if any(stopping.wait_count >= stopping.patience for stopping in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin()
 

@@ -82,31 +82,39 @@ def find_place(command: str, given: str | None, fast: bool, root: Path, name: st
     return Place(root / name / "of-the-first-rank", checkpoint, note)  # replaced when the ranks can talk
 
 
+HARMLESS = {"data_dir", "download", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor"}
+"""Options of data that change how they are read, not what is read."""
+
+
 def compare(directory: Path, resolved: str) -> list[str]:
     """Compare a run's saved configuration with the one it is resumed with.
 
-    A resumed optimiser would keep the old values in silence, so another ``model`` section is an error.
+    A resumed optimiser would keep the old values of ``model`` in silence, and another split could turn nodes or images
+    that were trained on into test data: both are errors. Options that a run was started without, because a later
+    release brought them, are not compared.
 
     Args:
         directory: Directory of the run.
         resolved: The resolved configuration of now, as YAML.
 
     Returns:
-        A line for each difference in the data.
+        A line for each harmless difference.
 
     Raises:
-        ConfigurationError: For a difference in the model.
+        ConfigurationError: For a difference in the model or in what the data are.
     """
     file = directory / "config.yaml"
     if not file.is_file():
         return []
     before, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), resolved))
-    for key, old, new in _differences(before.get("model"), now.get("model"), "model"):
-        raise ConfigurationError(
-            f"{key} is {new}, but the run to resume ({directory}) was trained with {old}: keep it, or start a new run"
-        )
-    different = _differences(before.get("data"), now.get("data"), "data")
-    return [f"note: {key} was {old} in {directory}, now {new}" for key, old, new in different]
+    notes = []
+    for section in ("model", "data"):
+        for key, old, new in _differences(before.get(section), now.get(section), section):
+            if section == "model" or key.rpartition(".")[2] not in HARMLESS:
+                told = f"the run to resume ({directory}) was trained with {old}"
+                raise ConfigurationError(f"{key} is {new}, but {told}: keep it, or start a new run")
+            notes.append(f"note: {key} was {old} in {directory}, now {new}")
+    return notes
 
 
 def _continues(command: str, run: Path, root: Path, name: str) -> bool:
@@ -116,7 +124,7 @@ def _continues(command: str, run: Path, root: Path, name: str) -> bool:
 
 def _differences(before: Any, now: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:
-            yield from _differences(before.get(key), now.get(key), f"{at}.{key}")
+        for key in before.keys() & now.keys():
+            yield from _differences(before[key], now[key], f"{at}.{key}")
     elif before != now:
         yield at, before, now

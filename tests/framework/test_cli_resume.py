@@ -10,6 +10,8 @@ import yaml
 from command_line import fails, rows
 
 from framework.cli import run
+from framework.commands.place import compare
+from framework.errors import ConfigurationError
 
 
 def test_resumed_run_equals_an_uninterrupted_one(project, capsys):
@@ -40,6 +42,33 @@ def test_resume_of_a_complete_run_says_so_and_tests_again(project, capsys):
     assert "nothing left to train" in capsys.readouterr().out
     assert again.results == first.results
     assert rows(again.directory) == history
+
+
+def test_resume_of_an_early_stopped_run_trains_no_further(project, capsys):
+    stop = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "mode": "max", "patience": 1}}
+    Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 9, "callbacks+": [stop]}}))
+    args = ["fit", "-c", "base.yaml", "-c", "stop.yaml"]
+    first = run(args)
+    assert first.trainer.current_epoch < 9
+    for _ in range(2):
+        again = run([*args, "--ckpt_path", "last"])
+        assert "nothing left to train" in capsys.readouterr().out
+        assert rows(again.directory) == rows(first.directory)
+
+
+def test_other_data_are_refused_on_resume_and_another_way_of_reading_them_is_not(project, tmp_path):
+    """A directory's saved configuration against one that differs in a single key."""
+
+    def yaml_of(**data):
+        return yaml.safe_dump({"model": {"lr": 1}, "data": {"init_args": {"seed": 1, "num_workers": 0, **data}}})
+
+    (tmp_path / "config.yaml").write_text(yaml_of())
+    assert compare(tmp_path, yaml_of()) == []
+    assert compare(tmp_path, yaml_of(added_by_a_later_release=3)) == []
+    (note,) = compare(tmp_path, yaml_of(num_workers=2))
+    assert note.startswith("note: data.init_args.num_workers was 0")
+    with pytest.raises(ConfigurationError, match=r"data.init_args.seed is 2, but .* was trained with 1"):
+        compare(tmp_path, yaml_of(seed=2))
 
 
 def test_values_of_the_yaml_are_never_replaced_by_the_checkpoint(project, capsys):
