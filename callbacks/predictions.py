@@ -156,7 +156,12 @@ class WritePredictions(BasePredictionWriter):
         for chunk in chunks:
             table = pyarrow.table({column: list(values) for column, values in chunk.items()})
             if sink is None:
-                sink = pyarrow.parquet.ParquetWriter(path, table.schema)
+                # A column without any value so far, such as the targets of unlabelled rows, may hold names further on.
+                types = {field.name: field.type for field in table.schema}
+                types = {
+                    name: pyarrow.string() if pyarrow.types.is_null(kind) else kind for name, kind in types.items()
+                }
+                sink = pyarrow.parquet.ParquetWriter(path, pyarrow.schema(types))
             sink.write_table(table.cast(sink.schema))
         if sink is not None:
             sink.close()

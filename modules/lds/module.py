@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -28,16 +29,18 @@ from modules.lds.statistics import edge_statistics
 
 # What a random draw is for: part of its seed, next to (seed, rank, epoch, batch).
 TRAIN, INIT, EVALUATE = range(3)
+# Under the others, float16 gives NaN and a gradient scaler waits for a backward pass that there is not.
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
 class LDS(LightningModule):
     """Learn a graph's edge probabilities theta with the weights of a GCN (Franceschi, Niepert, Pontil, He, ICML 2019).
 
-    A batch is a whole graph, a ``NodeBatch``. One training step is one round: ``tau`` steps of the inner problem,
-    each on a graph sampled from theta, then one step on theta along the truncated hypergradient of the validation
-    loss. An epoch starts from fresh weights and ends once the training loss has stopped to fall, or after
-    ``inner_steps`` steps. Early stopping and the choice of the best epoch read ``stop/...``, computed on nodes that
-    no loss sees.
+    A batch is a whole graph, a ``NodeBatch``. One training step is one round (or ``rounds_per_step``): ``tau`` steps of
+    the inner problem, each on a graph sampled from theta, then one step on theta along the truncated hypergradient of
+    the validation loss. An epoch starts from fresh weights and ends once the training loss has stopped to fall, or
+    after ``inner_steps`` steps; the data have to serve the graph often enough for that. Early stopping and the choice
+    of the best epoch read ``stop/...``, computed on nodes that no loss sees.
 
     With ``learn_graph=False`` the graph stays as it is given and one training step is one Adam step on the weights:
     GCN, kNN-GCN, Sparse-, Dense- and RBF-GCN by the data's graph, GCN-RND with ``random_edges``, a plain MLP by an
@@ -148,6 +151,10 @@ class LDS(LightningModule):
                 raise ValueError(f"{name} is {self.hparams[name]}, but the data have {found}")
         if int(graph.y.max()) >= self.hparams["classes"]:
             raise ValueError(f"classes is {self.hparams['classes']}, but the data have a class {int(graph.y.max())}")
+        if self.trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision must be {' or '.join(PRECISIONS)} for LDS, got {self.trainer.precision}"
+            )
         if stage == "fit" or int(self.base_seed) < 0:  # without a checkpoint, fresh weights are evaluated
             with torch.no_grad():
                 # A graph that is not learned needs no room for other pairs than its own edges.
@@ -201,7 +208,7 @@ class LDS(LightningModule):
             train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
             features = Features(batch.x)
             problem = LDSProblem(self.network, edges, features, batch.y, train, val, self.hparams["edge_gradient"])
-            graph = None if self.hparams["learn_graph"] else Graph(batch.nodes, *edges.pairs())
+            graph = None if self.hparams["learn_graph"] else Graph(batch.nodes, *edges.pairs(), dtype=self.theta.dtype)
             self._problem = (source, problem, graph)
         return self._problem[1:]
 
@@ -214,6 +221,16 @@ class LDS(LightningModule):
         decay = self.hparams["outer_lr_decay"]
         outer = torch.optim.SGD([self.theta, self.rate], lr=self.hparams["outer_lr"])
         return [outer], [LambdaLR(outer, lambda t: 1 / (1 + decay * t))]
+
+    def on_train_start(self) -> None:
+        """Say so if an epoch would end long before its inner problem is solved."""
+        steps = self.trainer.num_training_batches * self.hparams["rounds_per_step"] * self.hparams["tau"]
+        cut = self.hparams["learn_graph"] and self.hparams["restart"] == "epoch" and steps < self.hparams["inner_steps"]
+        if cut and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"an epoch ends after {steps:g} of at most {self.hparams['inner_steps']} inner steps, and the next one "
+                "starts from fresh weights: raise rounds_per_step, or steps_per_epoch of the data"
+            )
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Some rounds, or one step of a baseline; nothing once the epoch's inner problem is solved."""
@@ -298,10 +315,9 @@ class LDS(LightningModule):
     def _fixed_graph_step(self, problem: LDSProblem, graph: Graph, generator: torch.Generator) -> None:
         if self.hparams["random_edges"] > 0:
             nodes = problem.x.nodes
-            graph = Graph(
-                nodes, *add_random_edges(nodes, *problem.edges.pairs(), self.hparams["random_edges"], generator)
-            )
-        mask = self.network.dropout_mask(problem.x.nodes, generator)
+            pairs, weight = add_random_edges(nodes, *problem.edges.pairs(), self.hparams["random_edges"], generator)
+            graph = Graph(nodes, pairs, weight, dtype=self.theta.dtype)
+        mask = self.network.dropout_mask(problem.x.nodes, generator, self.theta.dtype)
         loss, grad = problem.inner.gradient(self.weights, GCNSample(graph, mask))
         self.weights.grad = self._mean_over_ranks(grad)
         optimizer = self.optimizers()

@@ -81,6 +81,21 @@ def test_parquet_holds_the_same_table_with_types(tmp_path):
     assert set(map(type, table["probability_plus"])) == {float}
 
 
+def test_parquet_whose_first_rows_are_unlabelled(tmp_path):
+    import pyarrow.parquet
+
+    class Late(Sign):
+        def predict_step(self, batch, batch_idx):
+            known = super().predict_step(batch, batch_idx)
+            late = torch.full((len(next(iter(known.values()))),), batch_idx % 2)
+            return {"target": torch.where(torch.tensor(batch_idx * len(late) < 4800), -1, late)}
+
+    predict(tmp_path, Late(), Numbers(n=5000), callback=WritePredictions(str(tmp_path / "here"), "parquet"))
+    target = pyarrow.parquet.read_table(tmp_path / "here" / "predictions.parquet").to_pydict()["target"]
+    assert target[:4096] == [None] * 4096
+    assert set(target[4900:]) == {"minus", "plus"}
+
+
 def test_a_second_predict_replaces_the_first(tmp_path):
     predict(tmp_path, Sign(), Numbers(n=7))
     (tmp_path / "predictions" / ".parts").mkdir()  # as a killed run leaves it

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from datamodules.nodes.bundled import SklearnNodes
@@ -56,6 +58,31 @@ def test_training_learns_valid_probabilities_and_counts_outer_steps(tmp_path):
     assert run.global_step == 3 * 3  # 6 inner steps an epoch by 2 are 3 rounds; the fourth batch does nothing
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1 / (1 + 1e-3 * 9))
     assert set(run.callback_metrics) >= {"train/loss", "stop/accuracy", "stop/score", "val/loss", "graph/inner_lr"}
+
+
+@pytest.mark.parametrize(("part", "matters"), [("train", True), ("val", True), ("stop", False), ("test", False)])
+def test_labels_reach_what_is_learned_by_the_two_losses_alone(tmp_path, part, matters):
+    data, other = blocks(), blocks()
+    for each in (data, other):
+        each.setup()
+    mask = getattr(other.graph, part)
+    other.graph = other.graph._replace(y=torch.where(mask, 1 - other.graph.y, other.graph.y))
+    one, two = (fitted(tmp_path, each, epochs=1)[0] for each in (data, other))
+    assert torch.equal(one.theta, two.theta) != matters
+
+
+def test_every_metric_is_over_its_own_nodes(tmp_path):
+    data = blocks()
+    module, run = fitted(tmp_path, data, epochs=1)
+    found = {**run.validate(module, data, verbose=False)[0], **run.test(module, data, verbose=False)[0]}
+    logits, batch = module(data.graph), data.graph
+    for part in ("stop", "val", "test"):
+        nodes = getattr(batch, part)
+        assert found[f"{part}/loss"] == pytest.approx(cross_entropy(logits[nodes], batch.y[nodes]).item(), rel=1e-5)
+        correct = (logits[nodes].argmax(1) == batch.y[nodes]).float().mean()
+        assert found[f"{part}/accuracy"] == pytest.approx(correct.item())
+    losses = [found[f"{part}/loss"] for part in ("stop", "val", "test")]
+    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-4  # the parts can be told apart
 
 
 def test_an_epoch_ends_after_patience_steps_without_progress(tmp_path):
@@ -343,6 +370,36 @@ def test_bad_arguments(arguments, message):
 def test_sizes_that_do_not_fit_the_data(tmp_path, sizes, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, 1).fit(LDS(**{**SMALL, **sizes}), blocks())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_is_refused(tmp_path, precision):
+    with pytest.raises(
+        ValueError, match=f"precision must be 32-true or 64-true or bf16-mixed for LDS, got {precision}"
+    ):
+        trainer(tmp_path, 1, precision=precision).fit(LDS(**SMALL), blocks())
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_graph": False, "random_edges": 0.5}])
+def test_double_precision_agrees_with_single(tmp_path, options):
+    single, _ = fitted(tmp_path, epochs=1, dropout=0.0, inner_lr=1e-3, outer_lr=0.0, **options)
+    torch.manual_seed(0)
+    double = LDS(**{**SMALL, "dropout": 0.0, "inner_lr": 1e-3, "outer_lr": 0.0, **options})
+    trainer(tmp_path, 1, precision="64-true").fit(double, blocks())
+    assert double.theta.dtype == double.weights.dtype == torch.float64
+    assert double.network.parameters == double.weights.numel()
+    if options:  # a learned graph is drawn by numbers of the type of theta: others for float64
+        assert_close(double.weights.float(), single.weights, atol=1e-4, rtol=0)
+    assert torch.isfinite(double.weights).all()
+
+
+def test_an_epoch_too_short_for_its_inner_problem_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="an epoch ends after 4 of at most 6 inner steps"):
+        fitted(tmp_path, blocks(steps=2), epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="an epoch ends after")
+        fitted(tmp_path, blocks(steps=1), epochs=1, rounds_per_step=3)
+        fitted(tmp_path, blocks(steps=1), epochs=1, learn_graph=False)
 
 
 def test_data_without_a_graph(tmp_path):
