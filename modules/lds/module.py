@@ -143,7 +143,7 @@ class LDS(LightningModule):
     # --- graph and state ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take the initial graph from the data; a checkpoint, restored later, overrides it."""
+        """Take the initial graph from the data, once; a checkpoint, restored later, overrides it."""
         graph = self._graph()
         nodes, inputs = graph.x.shape
         for name, found in (("nodes", nodes), ("inputs", inputs)):
@@ -155,7 +155,7 @@ class LDS(LightningModule):
             raise ValueError(
                 f"trainer.precision must be {' or '.join(PRECISIONS)} for LDS, got {self.trainer.precision}"
             )
-        if stage == "fit" or int(self.base_seed) < 0:  # without a checkpoint, fresh weights are evaluated
+        if int(self.base_seed) < 0:  # a module that was fitted or loaded goes on from what it has learned
             with torch.no_grad():
                 # A graph that is not learned needs no room for other pairs than its own edges.
                 self._allocate(graph.candidates if self.hparams["learn_graph"] else graph.edge_index)
@@ -203,7 +203,11 @@ class LDS(LightningModule):
     def _problem_of(self, batch: NodeBatch) -> tuple[LDSProblem, Graph | None]:
         """The objectives on this batch and, if the graph is not learned, that graph; made once for one graph."""
         source = batch.y if self._trainer is None else self._graph().y  # batch.y may be a moved copy
-        if self._problem is None or self._problem[0] is not source:
+        if (
+            self._problem is None
+            or self._problem[0] is not source
+            or self._problem[1].inner.nodes.device != self.device
+        ):
             edges = self.edges()
             train, val = batch.train.nonzero().squeeze(1), batch.val.nonzero().squeeze(1)
             features = Features(batch.x)
@@ -337,6 +341,13 @@ class LDS(LightningModule):
 
     def on_validation_start(self) -> None:
         """All ranks evaluate, and go on with, the first rank's weights: each has fitted its own to its own graphs."""
+        self._share_weights()
+
+    def on_train_epoch_end(self) -> None:
+        """The same in epochs without validation: a checkpoint holds the first rank's."""
+        self._share_weights()
+
+    def _share_weights(self) -> None:
         if self.trainer.world_size > 1:
             for tensor in (self.weights.data, self.moments, self.progress):
                 torch.distributed.broadcast(tensor, 0)

@@ -132,6 +132,14 @@ def test_a_checkpoint_loads_without_data_and_predicts_the_same(tmp_path):
     assert loaded(data.graph).shape == (40, 2)
 
 
+def test_a_second_fit_goes_on_from_what_was_learned(tmp_path):
+    data = blocks()
+    module, _ = fitted(tmp_path, data)
+    learned = module.theta.detach().clone()
+    trainer(tmp_path, 1, limit_train_batches=0).fit(module, data)
+    assert torch.equal(module.theta, learned)
+
+
 def test_the_number_of_rounds_per_step_does_not_matter(tmp_path):
     one, run = fitted(tmp_path, blocks(3))
     many, other = fitted(tmp_path, blocks(1), rounds_per_step=5)
