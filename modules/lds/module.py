@@ -172,8 +172,8 @@ class LDS(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the pairs that the checkpoint learns."""
-        candidates = checkpoint["state_dict"]["candidates"]
-        self._allocate(candidates if candidates.numel() else None)
+        state = checkpoint["state_dict"]
+        self._allocate(None if state["theta"].dim() == 2 else state["candidates"])
 
     def edges(self) -> DenseEdges | CandidateEdges:
         """The learned edge probabilities."""

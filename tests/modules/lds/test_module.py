@@ -210,7 +210,9 @@ def test_a_fixed_graph_stays_and_the_weights_learn(tmp_path):
 
 def test_an_empty_graph_is_a_plain_network(tmp_path):
     data = blocks(source="empty")
-    module, _ = fitted(tmp_path, data, learn_graph=False)
+    _, run = fitted(tmp_path, data, learn_graph=False)
+    run.save_checkpoint(tmp_path / "m.ckpt")
+    module = LDS.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     w0, w1 = module.network.weights(module.weights.detach())
     assert_close(module(data.graph), (data.graph.x @ w0).relu() @ w1)
 
