@@ -44,6 +44,6 @@ def place_logs(trainer: Namespace, directory: Path, root: Path) -> None:
                 # W&B writes from a process that outlives a run, and stays where that was started.
                 entry.init_args["save_dir"] = str(directory.resolve())
                 entry.init_args["name"] = entry.init_args.get("name") or str(directory.relative_to(root))
-                earlier = sorted((directory / "wandb").glob("*run-*-*"))
+                earlier = sorted((directory / "wandb").glob("*run-*/run-*.wandb"))
                 if earlier and entry.init_args.get("id") is None and entry.init_args.get("version") is None:
-                    entry.init_args["id"] = earlier[-1].name.rpartition("-")[2]  # a resumed run stays one run
+                    entry.init_args["id"] = earlier[-1].stem.removeprefix("run-")  # a resumed run stays one run
