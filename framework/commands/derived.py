@@ -1,9 +1,10 @@
-"""Values of the model that follow from the data: ``inputs``, ``classes`` and ``nodes``."""
+"""Values of the model that follow from the data: sizes, and the names of tags."""
 
 from __future__ import annotations
 
 import inspect
 from argparse import ArgumentError
+from numbers import Integral
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -14,7 +15,7 @@ from framework.commands.messages import condense, own_errors
 from framework.errors import ConfigurationError
 
 #: Attributes of a DataModule that fill the model's arguments of the same name.
-DERIVED = ("inputs", "classes", "nodes")
+DERIVED = ("inputs", "classes", "nodes", "words", "characters", "tags")
 
 
 def make_data(section: dict[str, Any] | None, only_if_derived_from: bool = False) -> LightningDataModule | None:
@@ -46,7 +47,7 @@ def make_data(section: dict[str, Any] | None, only_if_derived_from: bool = False
 
 
 def derive(model: dict[str, Any], data: LightningDataModule | None) -> None:
-    """Fill ``inputs``, ``classes`` and ``nodes`` of the model from the data.
+    """Fill the arguments of the model that are named in ``DERIVED`` from the data.
 
     Args:
         model: ``model`` of the configuration; changed in place.
@@ -60,7 +61,7 @@ def derive(model: dict[str, Any], data: LightningDataModule | None) -> None:
     takes = arguments_of(kind)
     for name in (each for each in DERIVED if each in takes):
         own = given.get(name)
-        derived = getattr(data, name) if _has(data, name) else None
+        derived = _plain(getattr(data, name)) if _has(data, name) else None
         if derived is None:
             if own is None and is_required(kind, name):
                 owner = type(data).__name__ if data is not None else "no data"
@@ -73,9 +74,16 @@ def derive(model: dict[str, Any], data: LightningDataModule | None) -> None:
             raise ConfigurationError(
                 f"model.init_args.{name} is {own}, but {type(data).__name__}.{name} is {derived}: leave it out"
             )
-        given[name] = int(derived)
+        given[name] = derived
     if given:
         model["init_args"] = given
+
+
+def _plain(value: object) -> int | list[str] | None:
+    """A size or a list of names as YAML knows it; anything else that happens to have that name derives nothing."""
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return list(value)
+    return int(value) if isinstance(value, Integral) else None
 
 
 def _has(owner: object, name: str) -> bool:

@@ -84,6 +84,25 @@ def test_derived_value_follows_the_data(project, capsys):
     assert resolved(capsys, "-c", "base.yaml", "--model.inputs", "4")["model"]["init_args"]["inputs"] == 4
 
 
+def test_names_are_derived_like_sizes_and_other_values_are_not(project, capsys):
+    project.write(
+        f"{project.package}/tagging.py",
+        f"from {project.package}.net import Data, Net\n\n\n"
+        "class Tagger(Net):\n"
+        "    def __init__(self, inputs: int, tags: list[str], words: int = 3):\n"
+        "        super().__init__(inputs)\n\n\n"
+        "class Tagged(Data):\n"
+        "    tags = ('O', 'S-PER')\n"
+        "    words = {'a': 1}\n",
+    )
+    home = f"{project.package}.tagging"
+    project.write("tagger.yaml", f"model: {{class_path: {home}.Tagger}}\ndata: {{class_path: {home}.Tagged}}\n")
+    arguments = resolved(capsys, "-c", "tagger.yaml")["model"]["init_args"]
+    assert arguments == {"inputs": 4, "tags": ["O", "S-PER"], "words": 3}
+    line = fails(capsys, "fit", "-c", "tagger.yaml", "--model.tags", "[O]")
+    assert "model.init_args.tags is ['O'], but Tagged.tags is ['O', 'S-PER']" in line
+
+
 def test_conflicting_derived_value_is_refused_naming_both(project, capsys):
     line = fails(capsys, "fit", "-c", "base.yaml", "--model.inputs", "7")
     assert "model.init_args.inputs is 7" in line
