@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
+from datamodules._classification import ClassificationData
 from framework.splits import check_shares, split_indices
 
 
-class Digits(LightningDataModule):
+class Digits(ClassificationData):
     """1,797 images of 8 x 8 pixels in 10 classes, split by seed into train, validation and test.
 
     Args:
@@ -52,20 +50,3 @@ class Digits(LightningDataModule):
         data = TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y, dtype=torch.int64))
         parts = split_indices(len(data), self.hparams["split"], self.hparams["seed"])
         self.train, self.val, self.test = (Subset(data, part.tolist()) for part in parts)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
-
-    def _loader(self, data: Subset[Any], shuffle: bool = False) -> DataLoader[Any]:
-        # By keyword: Lightning rebuilds loaders and trips over a positional batch_size.
-        size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
-        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers)

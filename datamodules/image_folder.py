@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules._classification import ClassificationData
 from framework.splits import check_shares, split_indices
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -61,7 +61,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         return image, self.targets[index]
 
 
-class ImageFolder(LightningDataModule):
+class ImageFolder(ClassificationData):
     """Images in one folder per class, with Pillow's formats.
 
     Either ``path/<class>/*.png``, split by seed, or ``path/train/<class>/*.png`` beside ``path/test/<class>`` and
@@ -88,6 +88,8 @@ class ImageFolder(LightningDataModule):
             parts, fewer than two classes, or a folder without images.
         FileNotFoundError: When the data are first needed, if there is no such folder.
     """
+
+    persistent_workers = True
 
     def __init__(
         self,
@@ -145,15 +147,6 @@ class ImageFolder(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         self.train, self.val, self.test = (self._data(part) for part in PARTS)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
-
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self._data("predict", named=True))
 
@@ -171,10 +164,6 @@ class ImageFolder(LightningDataModule):
     def _data(self, part: str, named: bool = False) -> ImageFiles:
         listing, p = self.listing, self.hparams
         return ImageFiles(listing.files[part], listing.targets[part], p["size"], p["channels"], named, self.root)
-
-    def _loader(self, data: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
-        size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
-        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
 def read_image(file: Path, size: int, channels: int) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from datamodules._classification import ClassificationData
 from framework.paths import data_root, missing_files
 from framework.splits import check_shares, split_indices
 
@@ -49,7 +49,7 @@ class GreyImages(Dataset[tuple[Any, ...]]):
         return (image, self.targets[index], index) if self.numbered else (image, self.targets[index])
 
 
-class MNIST(LightningDataModule):
+class MNIST(ClassificationData):
     """60,000 handwritten digits of 28 x 28 grey pixels to train and validate on, 10,000 to test on.
 
     The files are those that everyone uses, ``train-images-idx3-ubyte.gz`` and three more, in the folder ``mnist`` of
@@ -77,6 +77,7 @@ class MNIST(LightningDataModule):
 
     inputs, classes = 784, 10
     class_names = [str(k) for k in range(10)]
+    persistent_workers = True
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class MNIST(LightningDataModule):
     def prepare_data(self) -> None:
         missing = [name for name in MD5 if not (self.folder / name).is_file()]
         if missing and not self.hparams["download"]:
-            raise missing_files("MNIST", missing, SOURCE, self.folder)
+            raise missing_files("MNIST", missing, SOURCE, self.folder, can_download=True)
         for name in missing:
             download(SOURCE + name, self.folder / name, MD5[name])
 
@@ -107,15 +108,6 @@ class MNIST(LightningDataModule):
         kept, held = split_indices(len(train), shares, self.hparams["seed"], train.targets)
         self.train, self.val = Subset(train, kept.tolist()), Subset(train, held.tolist())
         self.test, self.predict = test, GreyImages(test.images, test.targets, numbered=True)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.predict)
@@ -131,10 +123,6 @@ class MNIST(LightningDataModule):
         if len(targets) and targets.max() > 9:
             raise ValueError(f"labels in {part}-labels-idx1-ubyte.gz must be 0 to 9, got {targets.max()}")
         return GreyImages(torch.from_numpy(images), torch.from_numpy(targets.astype(np.int64)))
-
-    def _loader(self, data: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
-        size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
-        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
 def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from datamodules._classification import ClassificationData
 from framework.splits import check_shares, split_indices
 from framework.tables import encode_labels, feature_columns, fit_encoding, read_table
 
@@ -53,7 +53,7 @@ class NamedRows(Dataset[tuple[Tensor, Tensor, Any]]):
         return self.rows.x[row], self.rows.y[row], self.rows.names[row]
 
 
-class Table(LightningDataModule):
+class Table(ClassificationData):
     """Rows of a CSV or Parquet file, classified one by one; ``predict`` goes through all rows, labelled or not.
 
     Numbers are standardised and gaps filled with statistics of the training rows only; text columns become one 0/1
@@ -181,21 +181,8 @@ class Table(LightningDataModule):
             TensorDataset(rows.x[rows.parts[part]], rows.y[rows.parts[part]]) for part in PARTS
         )
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
-
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(NamedRows(self.rows))
-
-    def _loader(self, data: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
-        size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
-        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers)
 
     def _random_parts(self, y: Tensor) -> dict[str, Tensor]:
         labelled = (y >= 0).nonzero().flatten()

@@ -21,7 +21,11 @@ def data_root(sub: str | os.PathLike[str] = "") -> Path:
 
 
 def missing_files(
-    what: str, files: Iterable[str | os.PathLike[str]], source_url: str, directory: str | os.PathLike[str]
+    what: str,
+    files: Iterable[str | os.PathLike[str]],
+    source_url: str,
+    directory: str | os.PathLike[str],
+    can_download: bool = False,
 ) -> FileNotFoundError:
     """The error for files that are not there: which, from where, to where, on one line.
 
@@ -30,12 +34,14 @@ def missing_files(
         files: Names of the missing files.
         source_url: Official place to download them from.
         directory: Folder to put them into.
+        can_download: Whether an argument ``download`` of the data module, now off, would fetch them.
 
     Returns:
         The error, to be raised by the caller.
     """
     names = ", ".join(os.fspath(name) for name in files)
+    itself = " (--data.download true does it)" if can_download else ""
     return FileNotFoundError(
         f"{what} needs files that are not in {os.fspath(directory)}: {names}; "
-        f"download them from {source_url} into that folder, or point data_dir or FULGURITE_DATA elsewhere"
+        f"download them from {source_url} into that folder{itself}, or point data_dir or FULGURITE_DATA elsewhere"
     )

@@ -18,7 +18,7 @@ def _root() -> Path:
 
 @cache
 def classes(room: str) -> dict[str, list[str]]:
-    """Public top-level classes of a package.
+    """Public top-level classes of a package; files whose name begins with an underscore hold no choices.
 
     Args:
         room: Name of a package beside ``framework``, such as ``"modules"``.
@@ -29,6 +29,8 @@ def classes(room: str) -> dict[str, list[str]]:
     root = _root()
     table: dict[str, list[str]] = {}
     for file in sorted((root / room).rglob("*.py")):
+        if file.name.startswith("_") and file.name != "__init__.py":
+            continue
         parts = file.relative_to(root).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         for node in ast.parse(file.read_bytes(), filename=str(file)).body:

@@ -138,7 +138,7 @@ class Planetoid(NodeData):
             return
         names = [f"ind.{self.dataset}.{part}" for part in missing]
         if not self.download:
-            raise missing_files(f"Planetoid {self.dataset}", names, SOURCE, self.directory)
+            raise missing_files(f"Planetoid {self.dataset}", names, SOURCE, self.directory, can_download=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         for part, name in zip(missing, names):
             try:

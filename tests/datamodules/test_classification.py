@@ -18,6 +18,7 @@ from datamodules.digits import Digits
 from datamodules.image_folder import ImageFolder, read_image
 from datamodules.mnist import MNIST, read_idx
 from datamodules.table import Table
+from framework import registry
 from framework.loaders.labels import labels_of
 from modules.classifier import Classifier
 
@@ -53,6 +54,41 @@ def table(folder: Path, rows: list[dict], name: str = "t.csv") -> str:
 
 def parts(data) -> list[torch.Tensor]:
     return [labels_of(part) for part in (data.train, data.val, data.test)]
+
+
+# -- What they share
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "table", "folder"])
+def test_only_training_is_shuffled_and_no_item_is_lost(tiny, name):
+    data, keeps_workers = {
+        "digits": (Digits(batch_size=100), False),
+        "mnist": (MNIST(str(tiny), batch_size=100), True),
+        "table": (Table(str(tiny / "plants.csv"), "species", id_column="plant", batch_size=100), False),
+        "folder": (ImageFolder(str(tiny / "shapes"), size=4, batch_size=100), True),
+    }[name]
+    data.setup("fit")
+
+    def served(loader) -> torch.Tensor:
+        return torch.cat([batch[1] for batch in loader])
+
+    train, val, test = parts(data)
+    assert torch.equal(served(data.val_dataloader()), val)
+    assert torch.equal(served(data.test_dataloader()), test)
+    loader = data.train_dataloader()
+    first, second = served(loader), served(loader)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.bincount(), train.bincount())
+    assert torch.equal(second.bincount(), train.bincount())
+    assert loader.batch_size == 100
+    data.hparams.num_workers = 1
+    assert data.val_dataloader().persistent_workers == keeps_workers
+
+
+def test_what_they_share_is_no_choice_on_the_command_line():
+    offered = registry.classes("datamodules")
+    assert {"Digits", "MNIST", "Table", "ImageFolder"} <= set(offered)
+    assert "ClassificationData" not in offered
 
 
 # -- Digits
@@ -112,7 +148,9 @@ def test_mnist_trains_a_cnn(tiny):
 
 
 def test_mnist_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"MNIST needs files .*mnist: train-images-idx3-ubyte.gz, .*https://"):
+    with pytest.raises(
+        FileNotFoundError, match=r"MNIST needs files .*mnist: train-images-idx3-ubyte.gz, .*https://.*--data.download"
+    ):
         MNIST(str(tmp_path)).prepare_data()
 
 

@@ -29,3 +29,9 @@ def test_missing_files_says_which_whence_and_where_to_on_one_line():
     assert "\n" not in message
     for part in ("Cora", "ind.cora.x, ind.cora.y", "https://example.org/data", "/sets/planetoid"):
         assert part in message
+    assert "--data.download" not in message
+
+
+def test_missing_files_says_when_an_argument_would_fetch_them():
+    message = str(missing_files("Cora", ["ind.cora.x"], "https://example.org/data", "/sets", can_download=True))
+    assert "https://example.org/data into that folder (--data.download true does it), or point" in message

@@ -128,6 +128,7 @@ def test_short_names_come_from_the_sources_without_importing_them(tmp_path, monk
     room = tmp_path / "modules"
     (room / "deep").mkdir(parents=True)
     (room / "one.py").write_text('raise ImportError\nclass A: pass\nclass _B: pass\n"""\nclass C:\n"""\n')
+    (room / "_shared.py").write_text("class Base: pass\n")
     (room / "deep" / "__init__.py").write_text("class D:\n    class E: pass\n")
     monkeypatch.setattr(registry, "_root", lambda: tmp_path)
     registry.classes.cache_clear()
