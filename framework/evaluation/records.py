@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ class Record:
         metrics: Value by logged name; finite.
         choice: Hyper-parameters picked for this seed, empty where nothing was searched.
         selection: How they were picked: metric, mode, value, how many tied, how ties were broken.
+        curves: Columns of equal length, such as a metric after each round; finite.
         command: What to type to run it again.
         experiment: Hash of the declared experiment (configs, overrides, grid); tells whether a record is still current.
         seconds: Wall-clock time, of the whole search where there was one.
@@ -131,6 +132,7 @@ class Record:
     metrics: Mapping[str, float]
     choice: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     selection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     command: str = ""
     experiment: str = ""
     seconds: float | None = None
@@ -150,6 +152,13 @@ class Record:
         for name, value in self.metrics.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"metric {name!r} of record {self.key} must be a finite number, got {value!r}")
+        lengths = {name: len(curve) for name, curve in self.curves.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"curves of record {self.key} must be equally long, got {lengths}")
+        for name, curve in self.curves.items():
+            wrong = [value for value in curve if not math.isfinite(value)]
+            if wrong:
+                raise ValueError(f"curve {name!r} of record {self.key} must hold finite numbers, got {wrong[0]!r}")
 
     @property
     def key(self) -> tuple[str, str, int]:

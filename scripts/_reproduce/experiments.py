@@ -16,6 +16,7 @@
         grid: {model.outer_lr: [1, 0.1]}    # every combination is run
         select: {metric: stop/accuracy, mode: max, ties: [{metric: stop/loss, mode: min}], last: false}
         seeds: 20
+        collect: scripts.experiments.lds:curves # more to record of a finished run, from its directory
       - name: kNN-LDS by loss               # another choice from the same runs
         runs: kNN-LDS
         select: {metric: stop/loss, mode: min}
@@ -24,8 +25,9 @@
         arguments: {trees: 100}
 
 A callable gets ``data`` (the label), ``seed`` and the arguments by name, and returns ``{row: {"metrics": {...}}}``,
-with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters. ``preload`` may list modules that
-many runs import, such as ``torch_geometric``: they are imported once for all.
+with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters. What ``collect`` names gets the
+run's directory, checkpoints and all, and returns ``metrics`` and ``curves`` to record besides. ``preload`` may list
+modules that many runs import, such as ``torch_geometric``: they are imported once for all.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": F
 """What every run is given besides, since nobody watches it."""
 
 _KEYS = {"seeds", "seed", "overrides", "data", "rows", "preload"}
-_ROW_KEYS = {"name", "data", "config", "overrides", "grid", "select", "seeds", "runs"}
+_ROW_KEYS = {"name", "data", "config", "overrides", "grid", "select", "seeds", "runs", "collect"}
 _CALLABLE_KEYS = {"rows", "callable", "arguments", "data", "seeds"}
 
 
@@ -113,6 +115,7 @@ class Run:
         seed_keys: Keys that receive it.
         point: The part of ``keys`` that the grid sets.
         directory: Folder of its own.
+        collect: ``package.module:name`` of what reads more from the run's directory; empty for nothing.
     """
 
     layers: tuple[str, ...]
@@ -121,6 +124,7 @@ class Run:
     seed_keys: tuple[str, ...]
     point: Mapping[str, Any]
     directory: Path
+    collect: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -135,8 +139,9 @@ class Run:
 
     @property
     def hash(self) -> str:
-        """Changes whenever the resolved configuration of the run changes; ``about`` does not count."""
-        return _hash([_resolved(self.layers, {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)})])
+        """Changes with the resolved configuration of the run (``about`` does not count) and what collects from it."""
+        resolved = _resolved(self.layers, {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)})
+        return _hash([resolved, self.collect] if self.collect else [resolved])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +248,10 @@ class Experiments:
         for label in row.get("data", ()):
             if label not in self.data:
                 raise ValueError(f"row {name}: data {label!r} is not declared; there are {', '.join(self.data)}")
+        for key in {"callable", "collect"} & set(row):
+            if not re.fullmatch(r"[\w.]+:\w+", row[key]):
+                raise ValueError(f"row {name}: {key} must read package.module:function, got {row[key]!r}")
         if "callable" in row:
-            if not re.fullmatch(r"[\w.]+:\w+", row["callable"]):
-                raise ValueError(f"row {name}: callable must read package.module:function, got {row['callable']!r}")
             return
         if "runs" in row:
             other = self.rows.get(row["runs"])
@@ -308,7 +314,7 @@ class Experiments:
         keys = {**self.content.get("overrides", {}), **overrides, **source.get("overrides", {})}
         home = self.runs / self.method / _slug(source["name"]) / label / str(seed)
         runs = tuple(
-            Run(layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number))
+            Run(layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number), source.get("collect", ""))
             for number, point in enumerate(_points(source.get("grid", {})))
         )
         select = _select(row.get("select"), name)

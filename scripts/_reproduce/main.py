@@ -173,6 +173,7 @@ def _records(cell: Cell) -> list[Record]:
     decided = [metric for metric, _ in cell.select.criteria] if cell.select is not None else [best["monitor"]]
     metrics = {**best["metrics"], **{name: best["monitored"][name] for name in decided if name is not None}}
     fields = {"metrics": metrics, "choice": dict(run.point), "selection": selection, "command": run.command}
+    fields["curves"] = best.get("curves", {})
     return [Record(row=cell.rows[0], **fields, **common, **_circumstances(best))]
 
 

@@ -173,9 +173,26 @@ def _run(job: Run, keep: bool) -> dict[str, Any]:
     monitor = getattr(done.trainer.checkpoint_callback, "monitor", None)
     mode = getattr(done.trainer.checkpoint_callback, "mode", "max")
     monitored = best_row(done.directory / "metrics.csv", monitor, mode)
+    more = _collected(job, done.directory)
     if not keep:
         shutil.rmtree(done.directory / "checkpoints", ignore_errors=True)
-    return {"metrics": done.results, "monitored": monitored, "monitor": monitor}
+    metrics = {**done.results, **more.get("metrics", {})}
+    return {"metrics": metrics, "curves": more.get("curves", {}), "monitored": monitored, "monitor": monitor}
+
+
+def _collected(job: Run, directory: Path) -> dict[str, Any]:
+    """What the experiment's own function reads from the run's directory."""
+    if not job.collect:
+        return {}
+    more = _function(job.collect)(directory)
+    if set(more) - {"metrics", "curves"}:
+        raise ValueError(f"{job.collect} must return metrics and curves, got {', '.join(more)}")
+    return more
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def best_row(path: Path, monitor: str | None, mode: str) -> dict[str, float]:
@@ -210,8 +227,7 @@ def _without_test(row: dict[str, float]) -> dict[str, float]:
 
 
 def _call(job: Call) -> dict[str, Any]:
-    module, _, name = job.function.partition(":")
-    result = getattr(importlib.import_module(module), name)(data=job.data, seed=job.seed, **job.options)
+    result = _function(job.function)(data=job.data, seed=job.seed, **job.options)
     if set(result) != set(job.rows):
         raise ValueError(f"{job.function} returned the rows {', '.join(result)}; declared are {', '.join(job.rows)}")
     rows = {}

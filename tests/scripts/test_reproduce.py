@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shlex
@@ -111,6 +112,7 @@ def test_the_hash_follows_the_resolved_configuration_and_not_its_wording(tmp_pat
         ({"rows": [{"name": "a", "runs": "b", "select": {"metric": "val/a"}}]}, "runs must name a row with runs"),
         ({"rows": [{"rows": ["a"], "callable": "f"}]}, "callable must read package.module:function, got 'f'"),
         ({"rows": [{"callable": "a:b"}]}, "row 1 needs `rows`"),
+        ({"rows": [{"name": "a", "collect": "f"}]}, "collect must read package.module:function, got 'f'"),
     ],
 )
 def test_bad_declarations_are_named(tmp_path, changes, message):
@@ -254,6 +256,31 @@ def importable(tmp_path, monkeypatch):
     """This file as a module that worker processes can import."""
     (tmp_path / "my_rows.py").write_text(Path(__file__).read_text())
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def losses_of_the_run(directory):
+    """What an experiment of the next test collects: the log is there, and so are the checkpoints."""
+    with (directory / "metrics.csv").open(newline="") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    return {
+        "metrics": {"files": len(list((directory / "checkpoints").iterdir()))},
+        "curves": {"epoch": [1, 2], "loss": losses},
+    }
+
+
+@pytest.mark.process
+def test_more_is_collected_from_the_directory_of_a_run(checkout, importable, capsys):
+    row = {"name": "MLP", "collect": "my_rows:losses_of_the_run"}
+    root = checkout("classifier", {**CLASSIFIER, "seeds": 1, "rows": [row]})
+    assert main(["classifier"], root) == 0, capsys.readouterr().err
+    (record,) = read_records(root / "docs" / "results" / "classifier.json")
+    assert record.metrics["files"] == 2
+    assert record.metrics["test/accuracy"] > 0
+    assert record.curves["epoch"] == [1, 2]
+    assert record.curves["loss"][-1] == pytest.approx(record.metrics["test/loss"], rel=0.3)
+    plain = checkout("classifier", {**CLASSIFIER, "seeds": 1, "rows": [{"name": "MLP"}]})
+    (cell,) = Experiments("classifier", {**CLASSIFIER, "rows": [{"name": "MLP"}]}, plain / "runs").cells(seeds=1)
+    assert cell.experiment != record.experiment  # what is collected belongs to what was declared
 
 
 @pytest.mark.process
