@@ -1,4 +1,4 @@
-"""What labelling asks of a data set: show an item, take a label, say what is labelled; with defaults for common sets."""
+"""What labelling asks of a data set (show an item, take a label, say what is labelled), and defaults for it."""
 
 from __future__ import annotations
 
