@@ -56,7 +56,8 @@ class PoolScores:
         labelled: Vectors of all labelled items, shape ``(m, dim)``, for coreset.
 
     Raises:
-        ValueError: If lengths differ, indices do not ascend, costs are not positive, or a number is NaN.
+        ValueError: If lengths differ, indices do not ascend, costs are not positive, a score is NaN, or another number
+            is not finite.
     """
 
     indices: Tensor
@@ -76,11 +77,12 @@ class PoolScores:
         if not bool((self.costs > 0).all()):
             where = int((~(self.costs > 0)).int().argmax())
             raise ValueError(f"costs must be positive, got {self.costs[where].item()} for item {self.indices[where]}")
-        for name in ("scores", "embeddings", "errors"):
+        if self.scores is not None and bool((nan := self.scores.isnan()).any()):
+            raise ValueError(f"the score of item {self.indices[nan][0]} is NaN: has training diverged?")
+        for name in ("embeddings", "errors", "labelled"):
             found = getattr(self, name)
-            if found is not None and bool(found.isnan().any()):
-                item = self.indices[found.isnan().reshape(len(found), -1).any(dim=1).int().argmax()]
-                raise ValueError(f"{name} of item {item} are NaN: the module's output is (has training diverged?)")
+            if found is not None and not bool(found.isfinite().all()):
+                raise ValueError(f"{name} of the acquisition function are not finite: has training diverged?")
 
     def __len__(self) -> int:
         return len(self.indices)

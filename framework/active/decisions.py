@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from framework.loaders.labels import LABEL_NAMES
 from framework.loaders.reindexing import kind
 
 
@@ -48,9 +50,9 @@ class Embeddable(Protocol):
 def decisions_of(module: nn.Module, batch: Any) -> Decisions:
     """What a module decides about a batch.
 
-    A :class:`Scorable` is asked. Any other module is taken as a classifier: called with the inputs (the batch, or its
-    first entry where it is a tuple or list) it gives logits, log-probabilities or probabilities of shape
-    ``(batch, classes)``, or an object that has them as ``logits``.
+    A :class:`Scorable` is asked. Any other module is taken as a classifier: called with the inputs it gives logits,
+    log-probabilities or probabilities of shape ``(batch, classes)``, or an object that has them as ``logits``. Inputs
+    are the first entry of a tuple or list, a tensor that is the batch, or by keyword what is in a mapping but labels.
 
     Args:
         module: The module, in the mode (dropout on or off) in which it is to decide.
@@ -117,15 +119,13 @@ def _logits(module: nn.Module, batch: Any) -> Tensor:
         "acquisition_scores(batch) -> framework.active.decisions.Decisions, or a forward from inputs to logits of "
         "shape (batch, classes >= 2)"
     )
-    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(batch, (tuple, list, Tensor)):
-        raise TypeError(f"{needs}; the inputs of a batch of type {kind(batch)} are not known")
+    args, kwargs = _inputs(batch, needs)
     try:
-        inspect.signature(module.forward).bind(x)
+        inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{needs}; its forward cannot be called with the inputs alone: {error}") from None
     try:
-        output = module(x)
+        output = module(*args, **kwargs)
     except NotImplementedError as error:
         raise TypeError(f"{needs}; {str(error).splitlines()[0]}") from None
     output = getattr(output, "logits", output)
@@ -140,12 +140,23 @@ def _logits(module: nn.Module, batch: Any) -> Tensor:
     return output
 
 
+def _inputs(batch: Any, needs: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a classifier is called with."""
+    if isinstance(batch, (tuple, list)) and batch:
+        return (batch[0],), {}
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), {name: value for name, value in batch.items() if name not in LABEL_NAMES}
+    raise TypeError(f"{needs}; the inputs of a batch of type {kind(batch)} are not known")
+
+
 def _hooked(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """Logits of a classifier, and the input of the linear layer that made them."""
     ran: list[tuple[Tensor, Tensor]] = []
 
     def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ran[:] = [(inputs[0], output)]  # only of the last layer that ran
+        ran[:] = [(inputs[0], output)] if inputs else []  # only of the last layer that ran
 
     hooks = [layer.register_forward_hook(remember) for layer in module.modules() if isinstance(layer, nn.Linear)]
     try:

@@ -83,7 +83,7 @@ def mutual_information(passes: Iterable[Decisions]) -> Tensor:
             memory at a time.
 
     Returns:
-        Scores of shape ``(batch,)``; 0 if all passes agree.
+        Scores of shape ``(batch,)``; 0 but for rounding if all passes agree.
 
     Raises:
         ValueError: If there are no passes.
