@@ -22,10 +22,11 @@ class MetricsLog(CSVLogger):
     Args:
         directory: The run directory.
         file: Name of the file in it.
+        prefix: What stands before the name of every metric, with a dash between.
     """
 
-    def __init__(self, directory: str | Path, file: str = "metrics.csv") -> None:
-        super().__init__(save_dir=directory, name="", version="")
+    def __init__(self, directory: str | Path, file: str = "metrics.csv", prefix: str = "") -> None:
+        super().__init__(save_dir=directory, name="", version="", prefix=prefix)
         self.directory = Path(directory)
         self.file = file
 

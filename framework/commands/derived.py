@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from framework.commands.checks import arguments_of, import_class, is_required
-from framework.commands.messages import condense, own_errors
+from framework.commands.messages import condense, instantiate
 from framework.errors import ConfigurationError
 
 #: Attributes of a DataModule that fill the model's arguments of the same name.
@@ -41,9 +41,8 @@ def make_data(section: dict[str, Any] | None, only_if_derived_from: bool = False
         raise ConfigurationError(condense(str(error.message))) from error
     if only_if_derived_from and not any(_has(import_class(section["class_path"]), name) for name in DERIVED):
         return None
-    with own_errors():
-        made: LightningDataModule = parser.instantiate_classes(config).data
-        return made
+    made: LightningDataModule = instantiate(parser, config).data
+    return made
 
 
 def derive(model: dict[str, Any], data: LightningDataModule | None) -> None:

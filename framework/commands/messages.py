@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from jsonargparse import ArgumentParser, Namespace
 
 from framework.errors import ConfigurationError
 
@@ -75,11 +75,20 @@ def constructor_said(message: str) -> str:
     return own[-1] if own else ""
 
 
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise what a constructor raised, not the parser's account of it."""
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Objects in place of the classes of a configuration.
+
+    Args:
+        parser: The parser that the configuration comes from.
+        config: What it parsed.
+
+    Raises:
+        Exception: What a constructor raised, not the parser's account of it.
+    """
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before jsonargparse 4.49
     try:
-        yield
+        made: Namespace = make(config)
+        return made
     except Exception as error:
         inner: BaseException = error
         while inner.__cause__ is not None and _raised_in(inner, "jsonargparse"):

@@ -42,3 +42,11 @@ def test_the_sentence_stands_alone(case, capsys):
         main(["fit", "-c", config, "--trainer.fast_dev_run", "1", *given])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == f"fulgurite: error: {CASES[case]}\n"
+
+
+def test_no_call_of_ours_is_deprecated(monkeypatch, recwarn, capsys):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "classifier/digits", "--print_config"])
+    assert "class_path: modules.classifier.Classifier" in capsys.readouterr().out
+    assert [str(each.message) for each in recwarn if "framework/commands" in each.filename] == []
