@@ -1,8 +1,17 @@
-"""The error that ``main`` prints as one line."""
+"""What ``main`` tells in one line: a mistake of the user, or what a run waits for."""
 
 
 class ConfigurationError(ValueError):
     """Something in the command line or a configuration file is wrong; the message is one sentence for the user."""
+
+
+class Paused(Exception):
+    """A run ends in good order because it waits for somebody; the message is one sentence that says for what.
+
+    Before training a callback raises it, on all ranks, in ``setup`` or ``on_fit_start``. Later it would keep other
+    callbacks from their last hooks: then the callback sets ``trainer.should_stop`` and puts a ``Paused`` into its
+    attribute ``paused``. ``fulgurite fit`` prints the sentence, tests nothing, and ends with exit code 0.
+    """
 
 
 def near(wrong: str, known: object, count: int = 3) -> str:

@@ -29,7 +29,7 @@ from framework.commands.messages import condense, instantiate
 from framework.commands.place import Place, compare, find_place
 from framework.commands.quiet import Messages
 from framework.configuration import OWN, Configuration, check_numbers, name_of
-from framework.errors import ConfigurationError
+from framework.errors import ConfigurationError, Paused
 from framework.metrics_log import MetricsLog
 
 
@@ -43,6 +43,7 @@ class FulguriteCLI(LightningCLI):
     Attributes:
         directory: The run directory.
         results: Metrics of the test after ``fit``, or of ``validate`` and ``test``.
+        paused: What a run of ``fit`` that has ended waits for, ``None`` if it waits for nothing.
     """
 
     def __init__(self, command: str, configuration: Configuration, print_config: bool = False) -> None:
@@ -53,6 +54,7 @@ class FulguriteCLI(LightningCLI):
         self.place = Place(Path())
         self.saved = False
         self.results: dict[str, float] = {}
+        self.paused: Paused | None = None
         self.run_callback = RunCallback(self)
         self.messages = Messages()
         values = self._read()
@@ -193,10 +195,23 @@ class FulguriteCLI(LightningCLI):
             kwargs["verbose"] = False  # our own table follows
         return kwargs
 
-    # -- what follows a run -------------------------------------------------------------------------------------------
+    # -- the run and what follows it ----------------------------------------------------------------------------------
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, until the end or until a callback pauses the run."""
+        try:
+            self.trainer.fit(**kwargs)
+        except Paused as pause:
+            self.paused = pause
+        else:
+            pauses = (getattr(callback, "paused", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+            self.paused = next((pause for pause in pauses if isinstance(pause, Paused)), None)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint and print ours beside the published numbers."""
+        """Test the best checkpoint and print ours beside the published numbers; of a paused run, say what it needs."""
+        if self.paused is not None:
+            self._say(str(self.paused))
+            return
         if not self.run_callback.trained:
             self._say(f"{self.directory} is complete ({self.trainer.current_epoch} epochs): nothing left to train")
         if not self._get(self.config, "test_after_fit") or not self._testable():
