@@ -80,7 +80,7 @@ def reindex(
     if own_batches and isinstance(batch_sampler, Reindexable):
         return rebuild(loader, dataset=subset, batch_sampler=batch_sampler.reindex(subset, kept))
     if shuffle is None:
-        new = _follow(sampler, subset, kept)
+        new = follow(sampler, subset, kept)
     else:
         new = RandomSampler(subset, generator=loader.generator) if shuffle else SequentialSampler(subset)
     if batch_sampler is None and isinstance(loader.sampler, BatchSampler):
@@ -197,8 +197,20 @@ def _innermost(loader: DataLoader[Any]) -> Any:
     return sampler
 
 
-def _follow(sampler: Any, dataset: Any, kept: list[int]) -> Any:
-    """The sampler for ``dataset``, which holds the old items ``kept``."""
+def follow(sampler: Any, dataset: Any, kept: list[int]) -> Any:
+    """The same way of sampling from fewer items; what a batch sampler's ``reindex`` needs for the sampler inside it.
+
+    Args:
+        sampler: A sampler of torch, or one with a method ``reindex``.
+        dataset: The new data set.
+        kept: Which of the old items it holds, in its order.
+
+    Returns:
+        The sampler for ``dataset``.
+
+    Raises:
+        TypeError: If the sampler cannot follow.
+    """
     if isinstance(sampler, Reindexable):
         return sampler.reindex(dataset, kept)
     if _is_plain(sampler, SubsetRandomSampler):

@@ -62,7 +62,7 @@ class TokenBatch(NamedTuple):
             The batch.
         """
         moved = {name: part.to(device, **options) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**moved)
+        return self._replace(**moved)  # type: ignore[arg-type]  # every field that is moved is a tensor
 
     @property
     def lengths(self) -> Tensor:
