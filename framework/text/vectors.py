@@ -160,7 +160,7 @@ def _ppmi(flat: Any, owner: Any, words: int, window: int) -> csr_matrix:
 
 def _factors(matrix: csr_matrix, dim: int) -> Any:
     from sklearn.utils.extmath import randomized_svd
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     with tqdm(total=1, desc=f"word vectors: SVD of {matrix.nnz:,} co-occurrences", disable=None) as bar:
         left, values, _ = randomized_svd(matrix, min(dim, matrix.shape[0]), n_iter=4, random_state=0)

@@ -93,6 +93,11 @@ class Vocabulary:
         return rows, lengths + 2
 
     @property
+    def character_count(self) -> int:
+        """Number of character ids, the special ones included."""
+        return len(self.characters) + SPECIAL_CHARACTERS
+
+    @property
     def fingerprint(self) -> str:
         """A hash of what numbers mean; equal for equal vocabularies on every machine."""
         content = json.dumps([self.lower, self.words, self.characters])
