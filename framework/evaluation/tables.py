@@ -269,6 +269,7 @@ def _methods(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[list[l
         results, note = fields.pop("results", config.partition("/")[0]), fields.pop("note", "")
         if fields:
             raise ValueError(f"entry {config} has unknown keys {', '.join(map(str, fields))}")
+        _check_mode(mode, f"entry {config}")
         about = About.read(configuration.read(configuration.find(config)).get("about"))
         values = by_seed(read_records(folder / f"{results}.json"), row, data, metric)
         ours = mean_interval(list(values.values())) if values else None
@@ -279,7 +280,7 @@ def _methods(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[list[l
                 about.method,
                 about.paper or NONE,
                 f"`scripts/fulgurite fit -c {config}`",
-                NONE if ours is None else f"{_share(metric, ours)} on {data} ({ours.n} seeds)",
+                NONE if ours is None else f"{_share(metric, ours)} on {data} ({_seeds(ours.n)})",
                 NONE if papers is None else _published_share(papers),
                 note or _status(ours, papers, mode),
             ]
@@ -330,9 +331,13 @@ def _columns(columns: Sequence[Any], metric: str, mode: str, percent: bool) -> l
             raise ValueError(f"a column needs data, got {given}")
         defaults = {"label": fields["data"], "metric": metric, "mode": mode, "percent": percent}
         heads.append(Column(**{**defaults, **fields}))
-        if heads[-1].mode not in ("max", "min"):
-            raise ValueError(f"mode of column {heads[-1].label} must be max or min, got {heads[-1].mode!r}")
+        _check_mode(heads[-1].mode, f"column {heads[-1].label}")
     return heads
+
+
+def _check_mode(mode: object, owner: str) -> None:
+    if mode not in ("max", "min"):
+        raise ValueError(f"mode of {owner} must be max or min, got {mode!r}")
 
 
 def _choice(choice: Mapping[str, object]) -> str:
@@ -370,7 +375,7 @@ def _published(row: str, cells: Mapping[str, str], heads: Sequence[Column]) -> d
 def _interval(interval: Interval | None, decimals: int, counts: set[int], signed: bool = False) -> str:
     if interval is None:
         return NONE
-    text = f"{interval.estimate:{'+' if signed else ''}.{decimals}f}"
+    text = f"{interval.estimate:{'+' if signed else ''}z.{decimals}f}"  # z: no -0.0
     if interval.n > 1:
         text += f" ± {interval.half:.{decimals}f}"
     return text if len(counts) == 1 else f"{text} (n = {interval.n})"
@@ -382,22 +387,25 @@ def _what(heads: Sequence[Column]) -> str:
 
 
 def _over(counts: set[int]) -> str:
-    return (
-        f" over {n} seed{'s' if n > 1 else ''}" if len(counts) == 1 and (n := next(iter(counts))) else " over n seeds"
-    )
+    return f" over {_seeds(next(iter(counts)))}" if len(counts) == 1 else " over n seeds"
 
 
-def _is_share(metric: str) -> bool:
-    return any(word in metric.lower() for word in ("accuracy", "f1"))
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _scale(metric: str) -> tuple[int, int]:
+    """Factor and decimals with which the table of methods shows a metric: shares in percent."""
+    return (100, 1) if any(word in metric.lower() for word in ("accuracy", "f1")) else (1, 3)
 
 
 def _share(metric: str, interval: Interval) -> str:
-    scale, decimals = (100, 1) if _is_share(metric) else (1, 3)
+    scale, decimals = _scale(metric)
     return _interval(_scaled(interval, scale), decimals, {interval.n}) + (" %" if scale == 100 else "")
 
 
 def _published_share(reference: Reference) -> str:
-    scale, decimals = (100, 1) if _is_share(reference.metric) else (1, 3)
+    scale, decimals = _scale(reference.metric)
     spread = f" ({scale * reference.std:.{decimals}f})" if reference.std is not None else ""
     mark = "" if reference.verified else MARKS["unverified"]
     return f"{scale * reference.value:.{decimals}f}{spread}{' %' if scale == 100 else ''}{mark}"
@@ -408,7 +416,11 @@ def _status(ours: Interval | None, papers: Reference | None, mode: str) -> str:
         return "not run"
     if papers is None:
         return "no published number"
-    ahead = ours.estimate - papers.value if mode == "max" else papers.value - ours.estimate
-    if ahead >= 0:
+    scale, decimals = _scale(papers.metric)
+    # As the line shows them: published numbers are rounded, and equal numbers side by side are not "below".
+    mean, published = (round(scale * value, decimals) for value in (ours.estimate, papers.value))
+    if mean >= published if mode == "max" else mean <= published:
         return "reached"
-    return "within our interval" if papers.value in ours else "below"
+    if papers.value in ours:
+        return "within our interval"
+    return "below" if mode == "max" else "above"

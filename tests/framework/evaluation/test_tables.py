@@ -166,6 +166,41 @@ def test_the_table_of_methods_takes_paper_and_reference_from_the_configuration(c
     assert "| no published number |" in render(checkout, "methods", checkout / "README.md")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "published", "metric", "status"),
+    [
+        ([0.9], 0.95, "accuracy", "below"),  # one seed has no interval to be within
+        ([0.95], 0.95, "accuracy", "reached"),
+        ([0.9496], 0.95, "accuracy", "reached"),  # 95.0 % both
+        ([0.9494], 0.95, "accuracy", "below"),  # 94.9 %
+        ([0.949, 0.949, 0.949], 0.95, "accuracy", "below"),
+        ([0.93, 0.95, 0.94], 0.95, "accuracy", "within our interval"),
+        ([0.9], 0.05, "loss", "above"),
+        ([0.9], 0.1, "loss", "reached"),
+        ([0.9], 0.2, "loss", "reached"),
+        ([0.93, 0.95, 0.94], 0.05, "loss", "within our interval"),
+    ],
+)
+def test_status_compares_what_the_line_shows(checkout, monkeypatch, accuracies, published, metric, status):
+    config = checkout / "iris.yaml"
+    config.write_text(f"about: {{method: LDS, reference: [{{metric: test/{metric}, value: {published}}}]}}")
+    monkeypatch.setattr(configuration, "names", lambda: {"lds/iris": config})
+    results = checkout / "docs" / "results"
+    merge_records(results / "lds.json", [record("LDS", "iris", i, value) for i, value in enumerate(accuracies)])
+    mode = {"accuracy": "max", "loss": "min"}[metric]
+    entry = f"{{config: lds/iris, row: LDS, data: iris, metric: test/{metric}, mode: {mode}}}"
+    (results / "readme.yaml").write_text(f"methods: {{kind: methods, entries: [{entry}]}}")
+    line = render(checkout, "methods", checkout / "README.md").splitlines()[2]
+    assert line.endswith(f"| {status} |")
+    assert ("(1 seed)" if len(accuracies) == 1 else f"({len(accuracies)} seeds)") in line
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus(checkout):
+    results = checkout / "docs" / "results" / "lds.json"
+    merge_records(results, [record("LDS", "wine", seed, 0.9299 + seed / 1e5) for seed in (1, 2, 3)])
+    assert table(checkout, "gain")[0][2][1].strip("*") == "+0.0 ± 0.0"
+
+
 def test_benchmarks_have_a_line_a_variant(checkout):
     folder = checkout / "docs" / "results" / "benchmarks"
     folder.mkdir()
@@ -201,6 +236,10 @@ def test_benchmarks_have_a_line_a_variant(checkout):
         ("t: {rows: [LDS]}", "missing 1 required positional argument: 'columns'"),
         ("t: {rows: [LDS], columns: [{label: a}]}", "a column needs data, got"),
         ("t: {rows: [LDS], columns: [{data: wine, mode: up}]}", "mode of column wine must be max or min, got 'up'"),
+        (
+            "t: {kind: methods, entries: [{config: lds/wine, row: LDS, data: wine, mode: up}]}",
+            "mode of entry lds/wine must be max or min, got 'up'",
+        ),
         (
             "t: {rows: [LDS], columns: [wine], reference: {kNN: {}}}",
             "reference names 'kNN', which is not among the rows",
