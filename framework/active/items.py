@@ -187,7 +187,9 @@ def as_class(value: Any, class_names: Sequence[str] | None = None, classes: int 
         ValueError: If there is no such class.
     """
     names = [str(name) for name in class_names or ()]
-    text = re.sub(r"^(\d+)\.0+$", r"\1", str(value).strip())  # a spreadsheet's 3.0
+    text = str(value).strip()
+    if text not in names:
+        text = re.sub(r"^(\d+)\.0+$", r"\1", text)  # a spreadsheet's 3.0
     if text in names:
         return names.index(text)
     limit = len(names) or classes

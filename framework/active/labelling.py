@@ -99,6 +99,7 @@ class LabelFolder:
         self.format = format
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.classes = classes
+        self._places: dict[int, str] = {}
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -155,11 +156,10 @@ class LabelFolder:
             if suggestions is not None:
                 record["suggestion"] = self._named(suggestions[k])
             records.append(record | {"label": None})
-        # The file first: killed in between, the round has not been asked for, and is written again.
+        # A round is asked for once its file is whole: killed before, it is written again.
+        self._save({number: each for number, each in rounds.items() if number != round})
         rundir.write(path, as_text(records, path.suffix))
-        rounds[round] = (path, ids)
-        state = {str(r): {"file": file.name, "ids": asked} for r, (file, asked) in sorted(rounds.items())}
-        rundir.write(self.path / "state.json", json.dumps({"version": 1, "rounds": state}) + "\n")
+        self._save(rounds | {round: (path, ids)})
         rundir.write(self.path / "README.txt", self._readme("tokens" in records[0]))
         return path
 
@@ -200,15 +200,16 @@ class LabelFolder:
             FileNotFoundError: If a round's file is gone.
         """
         own, labels = takes_own_labels(dataset), {}
+        self._places = {}
         for number, (path, asked) in sorted(self._rounds().items()):
-            wanted, places = set(asked), dict[int, str]()
+            wanted = set(asked)
             for record in records_of(path):
                 place, index = record.place, record.item
                 if index not in wanted or not 0 <= index < len(dataset):
                     raise ValueError(f"{place}: id {index} {self._stranger(index, len(dataset), number)}")
-                if index in places:
-                    raise ValueError(f"{place}: id {index} stands there twice, first in {places[index]}")
-                places[index] = place
+                if index in self._places:
+                    raise ValueError(f"{place}: id {index} stands there twice, first in {self._places[index]}")
+                self._places[index] = place
                 if record.label is None:
                     continue
                 if record.fingerprint not in ("", fingerprint(dataset, index)):
@@ -229,12 +230,18 @@ class LabelFolder:
 
         Raises:
             TypeError: If the data set keeps its labels where they cannot be changed.
-            ValueError: If the data set refuses a label; the message names the folder, the item and the value.
+            ValueError: If the data set refuses a label; the message names file and line, or the folder where the labels
+                are not those of :meth:`read`.
         """
         try:
             set_labels(dataset, labels)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
+        except ValueError:
+            for index, label in labels.items():  # the data set knows neither file nor id: find the one it refuses
+                try:
+                    set_labels(dataset, {index: label})
+                except ValueError as error:
+                    raise ValueError(f"{self._places.get(index, self.path)}: id {index}: {error}") from None
+            raise
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
@@ -251,6 +258,10 @@ class LabelFolder:
             return {int(r): (self.path / each["file"], [int(i) for i in each["ids"]]) for r, each in rounds.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({error}): take it back from a copy") from None
+
+    def _save(self, rounds: Mapping[int, tuple[Path, list[int]]]) -> None:
+        state = {str(number): {"file": path.name, "ids": ids} for number, (path, ids) in sorted(rounds.items())}
+        rundir.write(self.path / "state.json", json.dumps({"rounds": state}) + "\n")
 
     @staticmethod
     def _checked(
@@ -293,20 +304,20 @@ class LabelFolder:
         return "was asked for in no round"
 
     def _label(self, dataset: Any, record: Record, own: bool) -> Any:
+        if not own:
+            try:
+                return as_class(record.label, self.class_names, self.classes)
+            except ValueError as error:
+                raise ValueError(f"{record.place}: id {record.item}: {error}") from None
         tokens = describe(dataset, record.item).get("tokens")
-        if isinstance(tokens, list):
-            tags = record.label.split() if isinstance(record.label, str) else record.label
-            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise ValueError(f"{record.place}: id {record.item}: label must be a tag per token, got {tags!r}")
-            if len(tags) != len(tokens):
-                raise ValueError(f"{record.place}: id {record.item} has {len(tokens)} tokens, but {len(tags)} tags")
-            return tags
-        if own:
+        if not isinstance(tokens, list):
             return record.label
-        try:
-            return as_class(record.label, self.class_names, self.classes)
-        except ValueError as error:
-            raise ValueError(f"{record.place}: id {record.item}: {error}") from None
+        tags = record.label.split() if isinstance(record.label, str) else record.label
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise ValueError(f"{record.place}: id {record.item}: label must be a tag per token, got {tags!r}")
+        if len(tags) != len(tokens):
+            raise ValueError(f"{record.place}: id {record.item} has {len(tokens)} tokens, but {len(tags)} tags")
+        return tags
 
     def _readme(self, tokens: bool) -> str:
         example = {"jsonl": ", which is null", "csv": ""}[self.format]
