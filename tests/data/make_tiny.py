@@ -103,6 +103,84 @@ def tiny_planetoid(
     return x, y, graph, test
 
 
+# Entity types of the corpora, and what their names end in: names held out of training are known by their endings.
+CORPORA = {
+    "btc": {"PER": "son", "LOC": "burg", "ORG": "corp"},
+    "wnut17": {
+        "person": "son",
+        "location": "burg",
+        "group": "band",
+        "creative-work": "saga",
+        "corporation": "corp",
+        "product": "phone",
+    },
+    "wikineural_en_trim": {"PER": "son", "LOC": "burg", "ORG": "corp", "MISC": "ish"},
+}
+# Templates by genre: <0> to <2> are a person, a place and an organisation, <3> any type, ~ an ordinary word.
+TEMPLATES = {
+    "a": ("so happy to see <0> in <1> today !", "~ morning from <1>", "lol"),
+    "b": ("I love my ~ and my ~", "<0> is so ~ today", "watching <3> with <0> #fun"),
+    "e": ("the ~ near <1> , says <0>", "pray for <1> #sad"),
+    "f": ("@fan thanks <0> for the ~ ~", "see you in <1> , <0> and <0> !", "new ~ from <2>"),
+    "g": ("<2> of <1> reports ~ profits", "minister <0> met <2> in <1>", "shares of <2> fell after ~ ~ in <1>"),
+    "h": ("the ~ ~ of <3> was ~", "<2> hired <0>", "<0> , live from <1>"),
+}
+
+
+def tiny_conll(folder: Path, sentences: tuple[int, int, int] = (240, 60, 60)) -> Path:
+    """The three corpora of named entities from a template grammar; in dev and test half of the names are new.
+
+    Words and names are drawn by Zipf's law, names of one to three words. Only ``btc`` states its genres.
+    """
+    for corpus, endings in CORPORA.items():
+        rng = np.random.default_rng(0)
+        words = _invented(rng, 120)
+        # As many names for training as held out, each type by its own ending.
+        names = {kind: [f"{stem.title()}{ending}" for stem in _invented(rng, 60)] for kind, ending in endings.items()}
+        place = folder / corpus
+        place.mkdir(parents=True, exist_ok=True)
+        for part, count in zip(("train", "dev", "test"), sentences):
+            lines: list[str] = []
+            for _ in range(count):
+                genre = str(rng.choice(list(TEMPLATES)))
+                tokens = _sentence(rng, str(rng.choice(TEMPLATES[genre])), words, names, held_out=part != "train")
+                lines += [f"# genre = {genre}"] if corpus == "btc" else []
+                lines += [f"{token}\t{tag}" for token, tag in tokens] + [""]
+            data = gzip.compress("\n".join([*lines, ""]).encode(), mtime=0)
+            (place / f"{part}.conll.gz").write_bytes(data)
+    return folder
+
+
+def _invented(rng: np.random.Generator, count: int) -> list[str]:
+    syllables = ["ka", "lo", "mi", "ten", "ra", "vo", "shi", "pel", "du", "nar"]
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.choice(syllables, size=rng.integers(2, 4)))] = None
+    return list(found)
+
+
+def _zipf(rng: np.random.Generator, choices: list[str]) -> str:
+    weights = 1 / np.arange(1, len(choices) + 1)
+    return str(rng.choice(choices, p=weights / weights.sum()))
+
+
+def _sentence(
+    rng: np.random.Generator, template: str, words: list[str], names: dict[str, list[str]], held_out: bool
+) -> list[tuple[str, str]]:
+    """Tokens with IOB2 tags."""
+    tokens: list[tuple[str, str]] = []
+    for slot in template.split():
+        if not slot.startswith("<"):
+            tokens.append((_zipf(rng, words) if slot == "~" else slot, "O"))
+            continue
+        kind = list(names)[int(slot[1]) if slot != "<3>" else int(rng.integers(len(names)))]
+        middle = len(names[kind]) // 2
+        known, new = names[kind][:middle], names[kind][middle:]
+        parts = [_zipf(rng, new if held_out and rng.random() < 0.5 else known) for _ in range(rng.choice([1, 1, 2, 3]))]
+        tokens += [(part, f"{'I' if i else 'B'}-{kind}") for i, part in enumerate(parts)]
+    return tokens
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Write bytes in the gzipped IDX format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +190,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 def everything(folder: Path) -> None:
     """Write all of them; ``folder`` can stand for ``FULGURITE_DATA``."""
-    for make in (tiny_table, tiny_images, tiny_mnist):
+    for make in (tiny_table, tiny_images, tiny_mnist, tiny_conll):
         make(folder)
     for name in ("cora", "citeseer"):
         tiny_planetoid(folder, name)
