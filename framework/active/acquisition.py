@@ -26,6 +26,7 @@ from torch import Tensor
 
 from framework.active import scores, selection
 from framework.active.decisions import Decisions
+from framework.errors import near
 
 ACQUISITIONS: dict[str, str] = {
     "random": "a random order",
@@ -158,6 +159,12 @@ class Acquisition:
         """
         return selection.within_budget(torch.randperm(len(pool), generator=generator), pool.costs, budget)
 
+    def _given(self, pool: PoolScores, name: str) -> Tensor:
+        found: Tensor | None = getattr(pool, name)
+        if found is None:
+            raise ValueError(f"acquisition {self.name!r} needs {name} of the pool, got None")
+        return found
+
 
 class Ranked(Acquisition):
     """Buys what scores most.
@@ -181,7 +188,7 @@ class Ranked(Acquisition):
         return found
 
     def select(self, pool: PoolScores, budget: float, generator: torch.Generator) -> Tensor:
-        return selection.within_budget(selection.ranked(_given(pool.scores, "scores")), pool.costs, budget)
+        return selection.within_budget(selection.ranked(self._given(pool, "scores")), pool.costs, budget)
 
 
 class Submodular(Ranked):
@@ -203,14 +210,14 @@ class Submodular(Ranked):
         self.candidates, self.breadth = candidates, breadth
 
     def shortlist(self, pool: PoolScores, budget: float, generator: torch.Generator) -> Tensor:
-        order = selection.ranked(_given(pool.scores, "scores"))
+        order = selection.ranked(self._given(pool, "scores"))
         top = selection.within_budget(order, pool.costs, self.breadth * budget)[: self.candidates]
         return _enough(top, pool, budget, self.candidates).sort().values
 
     def select(self, pool: PoolScores, budget: float, generator: torch.Generator) -> Tensor:
-        unit = torch.nn.functional.normalize(_given(pool.embeddings, "embeddings").float(), dim=1)
+        unit = torch.nn.functional.normalize(self._given(pool, "embeddings").float(), dim=1)
         similarity = (unit @ unit.T).clamp_(min=0)
-        return selection.facility_location(similarity, pool.costs, budget, _given(pool.scores, "scores"))
+        return selection.facility_location(similarity, pool.costs, budget, self._given(pool, "scores"))
 
 
 class _Embedded(Acquisition):
@@ -238,7 +245,7 @@ class Badge(_Embedded):
     embedding = "gradient"
 
     def select(self, pool: PoolScores, budget: float, generator: torch.Generator) -> Tensor:
-        errors, embeddings = _given(pool.errors, "errors"), _given(pool.embeddings, "embeddings")
+        errors, embeddings = self._given(pool, "errors"), self._given(pool, "embeddings")
         return selection.badge(errors, embeddings, pool.costs, budget, generator)
 
 
@@ -254,7 +261,7 @@ class CoreSet(_Embedded):
     needs_labelled = True
 
     def select(self, pool: PoolScores, budget: float, generator: torch.Generator) -> Tensor:
-        embeddings, labelled = _given(pool.embeddings, "embeddings"), _given(pool.labelled, "labelled")
+        embeddings, labelled = self._given(pool, "embeddings"), self._given(pool, "labelled")
         return selection.core_set(embeddings, labelled, pool.costs, budget, generator)
 
 
@@ -312,11 +319,12 @@ def _imported(path: str) -> Acquisition:
     if "." not in path.strip("."):
         raise ValueError(
             f"acquisition must be one of {', '.join(ACQUISITIONS)}, or the dotted path of a function, got {path!r}"
+            f"{near(path, ACQUISITIONS)}"
         )
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"acquisition {path!r} cannot be imported: {error}") from error
+        raise ValueError(f"acquisition {path!r} cannot be imported: {' '.join(str(error).split())}") from error
     if isinstance(found, Acquisition):
         return found
     if not callable(found) or isinstance(found, type):
@@ -335,9 +343,3 @@ def _enough(positions: Tensor, pool: PoolScores, budget: float, candidates: int)
             f"{budget:g}: allow more candidates, or a smaller budget"
         )
     return positions
-
-
-def _given(found: Tensor | None, name: str) -> Tensor:
-    if found is None:
-        raise ValueError(f"this acquisition function needs {name} of the pool, got None")
-    return found

@@ -45,7 +45,7 @@ def entropy(decisions: Decisions) -> Tensor:
 
 def length(decisions: Decisions) -> Tensor:
     """Number of decisions: the control for least confidence, which is easily mistaken for it."""
-    return _sum(torch.ones_like(decisions.mask, dtype=torch.float32), decisions.mask)
+    return _wide(decisions.mask.sum(dim=1, dtype=torch.float32))
 
 
 def variation_ratio(passes: Iterable[Decisions]) -> Tensor:
@@ -89,10 +89,11 @@ def mutual_information(passes: Iterable[Decisions]) -> Tensor:
         ValueError: If there are no passes.
     """
     first, rest = _split(passes)
-    total, entropies, count = torch.zeros_like(first.log_probs), torch.zeros_like(first.log_probs[..., 0]), 0
+    total = torch.zeros_like(_wide(first.log_probs))
+    entropies, count = torch.zeros_like(total[..., 0]), 0
     for decisions in chain([first], rest):
         count += 1
-        p = decisions.log_probs.exp()
+        p = _wide(decisions.log_probs).exp()  # the difference of two entropies is small
         total += p
         entropies += _entropy(p)
     # By Jensen it is not negative but for rounding.
@@ -146,9 +147,12 @@ def _entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(dim=2)  # 0 log 0 is 0
 
 
+def _wide(values: Tensor) -> Tensor:
+    return values if values.device.type == "mps" else values.double()  # Apple's GPUs have no double
+
+
 def _sum(values: Tensor, mask: Tensor) -> Tensor:
-    wide = values if values.device.type == "mps" else values.double()  # Apple's GPUs have no double
-    return torch.where(mask, wide, 0).sum(dim=1)
+    return torch.where(mask, _wide(values), 0).sum(dim=1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
