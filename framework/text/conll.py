@@ -111,8 +111,10 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, path: Path, lines: Sequence[str], tag_column: int | None, token_column: int) -> _Layout:
         content = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \t")]
+        if not content:
+            raise ValueError(f"{path} holds no sentence")
         # A file may begin with a hashtag; a line with another beginning, if there is one, leaves no doubt.
-        number, line = next((c for c in content if not c[1].startswith("#")), content[0] if content else (1, ""))
+        number, line = next((c for c in content if not c[1].startswith("#")), content[0])
         separator = "\t" if "\t" in line else " "
         count = len(_split(line, separator))
         chosen: list[int | None] = []

@@ -57,27 +57,29 @@ def read_vectors(path: str | Path, vocabulary: Vocabulary, dim: int | None = Non
     numbers = {word: number for number, word in enumerate(vocabulary.words) if number >= len(SPECIAL_WORDS)}
     found: dict[int, Any] = {}
     exact: set[int] = set()
-    stated = ""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for line_number, line in enumerate(tqdm(file, f"vectors of {path.name}", unit=" words", disable=None), 1):
                 columns = line.rstrip().split(b" ")  # not split(): words may be odd white space
                 if line_number == 1:
-                    if len(columns) == 2:  # the header of word2vec: how many words, how many numbers
-                        columns = [b"", *[b"0"] * int(columns[1])] if columns[1].isdigit() else columns
-                    found_dim = len(columns) - 1
-                    if dim is not None and found_dim != dim:
-                        raise ValueError(f"{path}:1: has {found_dim} numbers per word, and {dim} are asked for")
-                    dim, stated = found_dim, f"{found_dim} numbers"
+                    header = len(columns) == 2 and all(column.isdigit() for column in columns)
+                    width = int(columns[1]) if header else len(columns) - 1
+                    if width < 1 or (dim is not None and width != dim):
+                        wanted = "at least 1" if dim is None else dim
+                        raise ValueError(f"{path}:1: has {width} numbers per word, and {wanted} are asked for")
+                    dim = width
+                    if header:
+                        continue
                 word = columns[0].decode(errors="replace")
                 own = word in numbers
                 number = numbers.get(word, numbers.get(word.lower()) if vocabulary.lower else None)
-                if number is None or number in exact or (number in found and not own):
-                    continue
-                if len(columns) - 1 > (dim or 0):  # an entry of several words, such as ". . ."
+                # An entry of several words, such as ". . .", is longer.
+                if number is None or number in exact or (number in found and not own) or len(columns) - 1 > (dim or 0):
                     continue
                 if len(columns) - 1 != dim:
-                    raise ValueError(f"{path}:{line_number}: must have {stated} after the word, got {len(columns) - 1}")
+                    raise ValueError(
+                        f"{path}:{line_number}: must have {dim} numbers after the word, got {len(columns) - 1}"
+                    )
                 try:
                     found[number] = np.array(columns[1:], dtype=np.float32)
                 except ValueError:
@@ -90,7 +92,8 @@ def read_vectors(path: str | Path, vocabulary: Vocabulary, dim: int | None = Non
         raise ValueError(f"{path} has no vector for any of the {len(numbers)} words of the text")
     known = torch.from_numpy(np.stack(list(found.values())))
     random = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(len(vocabulary.words), known.shape[1], generator=random) * known.std() + known.mean()
+    vectors = torch.randn(len(vocabulary.words), known.shape[1], generator=random)
+    vectors = vectors * known.std(correction=0) + known.mean()
     vectors[list(found)] = known
     vectors[PAD] = 0
     return vectors

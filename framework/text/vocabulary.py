@@ -80,8 +80,8 @@ class Vocabulary:
         """
         cut = [word[:max_length] for word in words]
         points = _code_points("".join(cut))
-        known = _code_points("".join(self.characters))
-        place = np.searchsorted(known, points).clip(max=len(known) - 1)
+        known = np.append(_code_points("".join(self.characters)), np.uint32(2**32 - 1))  # beyond any character
+        place = np.searchsorted(known, points)
         numbers = np.where(known[place] == points, place + SPECIAL_CHARACTERS, UNK)
         lengths = torch.tensor([len(word) for word in cut], dtype=torch.int64)
         width = max(map(len, cut), default=0)
