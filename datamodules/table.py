@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from datamodules._classification import ClassificationData
 from framework.splits import check_shares, split_indices
 from framework.tables import encode_labels, feature_columns, fit_encoding, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTS = ("train", "val", "test")
 
@@ -26,6 +30,7 @@ class Rows(NamedTuple):
         parts: Row numbers of train, val and test.
         class_names: Names of the classes.
         feature_names: Names of the columns of ``x``.
+        cells: The table as it was read, without its labels.
     """
 
     x: Tensor
@@ -34,6 +39,25 @@ class Rows(NamedTuple):
     parts: dict[str, Tensor]
     class_names: list[str]
     feature_names: list[str]
+    cells: pd.DataFrame
+
+
+class TrainRows(TensorDataset):
+    """The rows to train on, with their cells for people who label them.
+
+    Args:
+        rows: The table.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        part = rows.parts["train"]
+        super().__init__(rows.x[part], rows.y[part])
+        self._cells = rows.cells.iloc[part.numpy()]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Number of the row in the file, from 0, and its cells by column."""
+        cells = self._cells.iloc[[index]]
+        return {"row": int(cells.index[0]), **json.loads(cells.to_json(orient="records"))[0]}
 
 
 class NamedRows(Dataset[tuple[Tensor, Tensor, Any]]):
@@ -153,7 +177,8 @@ class Table(ClassificationData):
         encoding = fit_encoding(train, columns, missing=p["missing"], standardize=p["standardize"])
         names = list(range(len(frame))) if p["id_column"] is None else [str(name) for name in frame[p["id_column"]]]
         x = torch.from_numpy(encoding.transform(frame))
-        return Rows(x, y, names, parts, labels.class_names, encoding.names)
+        cells = frame.drop(columns=[p["label"], *([p["split_column"]] if p["split_column"] else [])])
+        return Rows(x, y, names, parts, labels.class_names, encoding.names, cells)
 
     @property
     def inputs(self) -> int:
@@ -177,9 +202,8 @@ class Table(ClassificationData):
 
     def setup(self, stage: str | None = None) -> None:
         rows = self.rows
-        self.train, self.val, self.test = (
-            TensorDataset(rows.x[rows.parts[part]], rows.y[rows.parts[part]]) for part in PARTS
-        )
+        self.train = TrainRows(rows)
+        self.val, self.test = (TensorDataset(rows.x[rows.parts[part]], rows.y[rows.parts[part]]) for part in PARTS[1:])
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(NamedRows(self.rows))

@@ -28,7 +28,7 @@ from framework.active.label_files import Record, as_text, records_of
 __all__ = ["Describable", "LabelFolder", "Labelable", "Pending", "describe", "is_labelled", "set_labels"]
 
 OWN = ("id", "fingerprint", "score", "suggestion", "label")
-"""Fields of a record that are ours; a description has none of these."""
+"""Fields of a record that are ours; those of the data with such a name are written as ``data.<name>``."""
 
 README = """Labels for a model that is being trained
 ========================================
@@ -146,10 +146,7 @@ class LabelFolder:
                 )
         records = []
         for k, index in enumerate(ids):
-            shown = describe(dataset, index)
-            clash = [name for name in shown if name in OWN]
-            if clash:
-                raise ValueError(f"describe({index}) must not use the names {', '.join(OWN)}, got {clash[0]}")
+            shown = {f"data.{name}" if name in OWN else name: each for name, each in describe(dataset, index).items()}
             record = {"id": index, "fingerprint": fingerprint(dataset, index), **shown}
             if scores is not None:
                 record["score"] = float(f"{float(scores[k]):.4g}")  # digits that help a person

@@ -183,6 +183,15 @@ def test_formats_may_change_between_rounds(tmp_path):
     assert folder.read(data) == {1: 5, 2: 6}
 
 
+@FORMATS
+def test_columns_of_the_data_do_not_hide_ours(tmp_path, format):
+    data = Images([-1, -1])
+    data.describe = lambda index: {"id": f"patient {index}", "label": "old", "age": 7}
+    (record,) = fields(LabelFolder(tmp_path, format).write(0, data, [1]))
+    assert (int(record["id"]), record["label"] or None) == (1, None)
+    assert (record["data.id"], record["data.label"], int(record["age"])) == ("patient 1", "old", 7)
+
+
 # -- writing again ----------------------------------------------------------------------------------------------------
 
 
@@ -257,9 +266,6 @@ def test_bad_format_and_descriptions(tmp_path):
     with pytest.raises(ValueError, match="format must be jsonl or csv, got 'xlsx'"):
         LabelFolder(tmp_path, "xlsx")
     data = Sentences(["a b"])
-    data.describe = lambda index: {"label": "X"}
-    with pytest.raises(ValueError, match=r"describe\(0\) must not use the names id, .*, got label"):
-        LabelFolder(tmp_path).write(0, data, [0])
     data.describe = lambda index: {"x": torch.ones(2)}
     with pytest.raises(TypeError, match=r"Sentences.describe\(0\) must give plain JSON values"):
         LabelFolder(tmp_path).write(0, data, [0])
