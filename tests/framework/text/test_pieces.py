@@ -56,6 +56,6 @@ def test_long_sentences_keep_the_first_piece_of_each_word(folder):
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match="tokenizer '.*' cannot be loaded: ") as caught:
+    with pytest.raises(ValueError, match=r"tokenizer '.*' cannot be loaded: ") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)

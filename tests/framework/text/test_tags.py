@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ any_tags = st.lists(st.sampled_from(tag_names(TYPES)), max_size=12)
 def entities(draw):
     length = draw(st.integers(1, 12))
     cuts = sorted(draw(st.sets(st.integers(0, length))))
-    found = [(draw(st.sampled_from(TYPES)), a, b) for a, b in zip(cuts, cuts[1:]) if draw(st.booleans())]
+    found = [(draw(st.sampled_from(TYPES)), a, b) for a, b in pairwise(cuts) if draw(st.booleans())]
     return found, length
 
 
