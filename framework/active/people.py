@@ -1,0 +1,67 @@
+"""Rounds whose labels come from people: asked for through a folder, filled in at the next start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from framework.active.acquisition import PoolScores
+from framework.active.labelling import LabelFolder, is_labelled
+from framework.active.scoring import PoolRunner, pool_loader
+from framework.errors import Paused
+from framework.loaders import TrainPath
+from framework.loaders.reindexing import kind
+
+
+class People:
+    """Asks for labels on rank zero, and takes them on all ranks.
+
+    Args:
+        folder: Where the files are.
+        trainer: The trainer, in ``fit``. Names of classes come from its datamodule's ``class_names`` or ``tags``.
+    """
+
+    def __init__(self, folder: LabelFolder, trainer: Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        names = getattr(data, "class_names", None) or getattr(data, "tags", None)
+        self.folder = LabelFolder(folder.path, folder.format, names, getattr(data, "classes", None))
+        self.trainer = trainer
+
+    def ask_first(self, dataset: Any, drawn: Tensor) -> Tensor:
+        """The initial items: those that have labels; if none has, the drawn ones, which people are asked for."""
+        given = is_labelled(dataset).nonzero().squeeze(1)
+        if len(given):
+            return given
+        if self.trainer.is_global_zero:
+            self.folder.write(0, dataset, drawn.tolist())
+        return drawn
+
+    def ask(self, round: int, chosen: PoolScores, runner: PoolRunner, suggest: bool) -> None:
+        """Ask for the labels of a round, with scores and, if the module can be asked, what it believes."""
+        if self.trainer.is_global_zero:
+            scores = None if chosen.scores is None else chosen.scores.tolist()
+            suggestions = runner.suggestions(chosen.indices) if suggest else None
+            self.folder.write(round, runner.loader.dataset, chosen.indices.tolist(), scores, suggestions)
+
+    def take(self, path: TrainPath) -> None:
+        """Fill all labels into the data.
+
+        Raises:
+            Paused: If a round waits for labels, on all ranks.
+            TypeError: If the train data are made anew at each request, so that labels do not last.
+            ValueError: If a label is not valid; the message names file and line.
+        """
+        self.trainer.strategy.barrier("labels asked for")
+        waiting = self.folder.pending()
+        if waiting is not None:
+            raise Paused(str(waiting))
+        dataset = pool_loader(path).dataset
+        labels = self.folder.read(dataset)
+        self.folder.apply(dataset, labels)
+        if not bool(is_labelled(pool_loader(path).dataset)[list(labels)].all()):
+            raise TypeError(
+                f"train_dataloader() makes its data ({kind(dataset)}) anew each time, and labels that were filled in "
+                "are lost: make them in setup"
+            )

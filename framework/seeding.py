@@ -1,0 +1,73 @@
+"""Seeds that depend on nothing but what they are for, so that a run that was killed draws again what it drew."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def run_seed() -> int:
+    """The seed of ``seed_everything``, or 0 where nobody has called it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """A seed for one purpose: equal arguments give equal seeds on every machine, others give unrelated ones.
+
+    Args:
+        seed: Seed of the run, not negative.
+        keys: What it is for: names, and numbers that are not negative, such as ``"epoch", rank, epoch``.
+
+    Returns:
+        A number in [0, 2^64), which torch's generators take.
+    """
+    import numpy as np
+
+    words = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys]
+    # With their number, because SeedSequence takes (1,) and (1, 0) for the same.
+    return int(np.random.SeedSequence([seed, len(words), *words]).generate_state(1, np.uint64)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch (all devices), numpy and Python.
+
+    Args:
+        seed: A number in [0, 2^64). Unlike Lightning's ``seed_everything`` this leaves the seed of the run as it is.
+    """
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
+    """Make all that an epoch draws depend on (seed, rank, epoch) alone; for a callback's ``on_train_epoch_start``.
+
+    That is the order of the data, what workers draw, augmentation and dropout. The train loader's iterator is made
+    here, because Lightning makes it at other times in the first epoch, in later epochs and after a resume, which would
+    each draw another order from the same seed.
+
+    Args:
+        trainer: The trainer, which must reload the train loader in every epoch or have none that remembers.
+        seed: Seed of the run.
+        epoch: Which epoch to draw; samplers with ``set_epoch`` are told, too.
+    """
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    loop = trainer.fit_loop
+    if loop._combined_loader is None or loop._data_fetcher is None:
+        raise RuntimeError("the train loader has not been made yet: call seed_epoch in on_train_epoch_start")
+    for loader in loop._combined_loader.flattened:
+        _set_sampler_epoch(loader, epoch)
+    seed_all(derive(seed, "epoch", trainer.global_rank, epoch))
+    iter(loop._data_fetcher)
+    # Lightning would now make a second iterator, unless it resumes: it knows that one has just been made then. It sets
+    # this back at the end of each epoch.
+    loop._resuming_from_checkpoint = True
