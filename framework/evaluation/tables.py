@@ -7,8 +7,9 @@ A document holds a place for a table between two lines::
 
 and ``docs/results/lds.yaml`` says what the table ``accuracy`` shows of the records in ``docs/results/lds.json``; in
 ``docs/methods/lds.md`` the name alone will do. Kinds of tables: ``values`` (mean and interval, beside published
-numbers), ``differences`` (paired, against one row), ``choices`` (hyper-parameters picked per seed), ``methods`` (one
-line a method), ``benchmark`` (times and memory from ``docs/results/benchmarks``).
+numbers), ``differences`` (paired, against one row), ``choices`` (hyper-parameters picked per seed), ``reach`` (how far
+along its curve a row gets to a level), ``methods`` (one line a method), ``benchmark`` (times and memory from
+``docs/results/benchmarks``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from framework import configuration
 from framework.about import About, Reference
 from framework.evaluation.comparison import by_seed, chosen, compare
+from framework.evaluation.curves import reach_by_seed
 from framework.evaluation.records import Record, read_records
 from framework.evaluation.statistics import Interval, mean_interval
 
@@ -137,7 +139,7 @@ def render(root: str | os.PathLike[str], name: str, document: str | os.PathLike[
         raise ValueError(f"{path} has no table {table!r}; it has {', '.join(map(str, specifications))}")
     specification = dict(specifications[table] or {})
     kinds: dict[str, Callable[..., tuple[list[list[str]], str]]] = {
-        "values": _values, "differences": _differences, "choices": _choices
+        "values": _values, "differences": _differences, "choices": _choices, "reach": _reach
     }  # fmt: skip
     kind = specification.pop("kind", "values")
     try:
@@ -254,6 +256,41 @@ def _choices(
             cells.append("; ".join([*shown, *([f"others ({others})"] if others else [])]) or NONE)
         table.append(cells)
     return table, "Hyper-parameters picked for each seed on validation data, with the number of seeds that picked them."
+
+
+def _reach(
+    records: Sequence[Record],
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    against: str,
+    x: str,
+    fraction: float = 0.99,
+    metric: str = "test/accuracy",
+    mode: str = "max",
+    percent: bool = True,
+    decimals: int = 1,
+) -> tuple[list[list[str]], str]:
+    heads, labels = _columns(columns, metric, mode, percent), _rows(rows)
+    table = [["", *(column.label for column in heads)]]
+    for row, label in labels.items():
+        cells = [label]
+        for column in heads:
+            levels = {
+                seed: fraction * value for seed, value in by_seed(records, against, column.data, column.metric).items()
+            }
+            found = reach_by_seed(records, row, column.data, x, column.metric, levels, column.mode)
+            there = [value * (100 if column.percent else 1) for value in found.values() if value is not None]
+            cell = _interval(mean_interval(there) if there else None, decimals, {len(there)})
+            if len(there) < len(found):
+                cell = f"{cell} ({len(there)} of {len(found)} seeds)" if there else f"not reached ({len(found)} seeds)"
+            cells.append(cell)
+        table.append(cells)
+    what = _what([dataclasses.replace(column, percent=False) for column in heads])
+    return table, (
+        f"`{x}`{' in %' if percent else ''} at which a seed first reaches {100 * fraction:g} % of what {against} "
+        f"reaches in {what} with the same seed: mean ± half the width of the 95 % t-interval over the seeds that get "
+        "there."
+    )
 
 
 def _methods(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], str]:

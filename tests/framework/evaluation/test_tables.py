@@ -231,7 +231,7 @@ def test_benchmarks_have_a_line_a_variant(checkout):
     ("specification", "message"),
     [
         ("other: {}", r"lds.yaml has no table 't'; it has other"),
-        ("t: {kind: pie}", "kind must be one of values, differences, choices, methods, benchmark, got 'pie'"),
+        ("t: {kind: pie}", "kind must be one of values, differences, choices, reach, methods, benchmark, got 'pie'"),
         ("t: {rows: [LDS], columns: [wine], colour: red}", r"lds.yaml: .*unexpected keyword argument 'colour'"),
         ("t: {rows: [LDS]}", "missing 1 required positional argument: 'columns'"),
         ("t: {rows: [LDS], columns: [{label: a}]}", "a column needs data, got"),
@@ -275,3 +275,32 @@ def test_an_open_place_and_a_missing_specification_are_named(checkout):
     page.write_text("<!-- table: gan/x -->\n<!-- end table -->\n")
     with pytest.raises(ValueError, match=r"lds\.md: table gan/x: .*gan\.yaml does not exist"):
         check_documents(checkout)
+
+
+def test_reach_says_where_a_curve_gets_to_its_seeds_own_level(checkout):
+    results = checkout / "docs" / "results"
+    share = [0.1, 0.2, 0.3]
+
+    def curve(row, seed, *heights):
+        return record(row, "wine", seed, heights[-1], curves={"share": share, "test/accuracy": heights})
+
+    merge_records(
+        results / "active.json",
+        [
+            *(record("All data", "wine", seed, accuracy) for seed, accuracy in ((1, 0.8), (2, 0.9))),
+            *(curve("MNLP", 1, 0.5, 0.73, 0.7), curve("MNLP", 2, 0.5, 0.7, 0.85), curve("MNLP", 3, 0.9, 0.9, 0.9)),
+            *(curve("random", 1, 0.5, 0.6, 0.73), curve("random", 2, 0.5, 0.6, 0.7)),
+            *(curve("longest", 1, 0.1, 0.1, 0.1), curve("longest", 2, 0.1, 0.1, 0.1)),
+        ],
+    )
+    (results / "active.yaml").write_text(
+        "reach: {kind: reach, against: All data, x: share, fraction: 0.9, columns: [wine], "
+        "rows: [MNLP, random, longest, BALD]}"
+    )
+    text = render(checkout, "active/reach", checkout / "docs" / "methods" / "active.md")
+    lines = text.split("\n\n")[0].splitlines()[2:]
+    assert lines[0] == "| MNLP | 25.0 ± 63.5 |"  # at 0.2 and 0.3; seed 3 has no level
+    assert lines[1] == "| random | 30.0 (1 of 2 seeds) |"
+    assert lines[2] == "| longest | not reached (2 seeds) |"
+    assert lines[3] == "| BALD | — |"
+    assert "first reaches 90 % of what All data reaches in `test/accuracy`" in text
