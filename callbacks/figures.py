@@ -21,10 +21,11 @@ class Figures(Callback):
     """Draw the module's figures and its learning curve, as PNG files in ``<run dir>/figures``.
 
     A module says what to draw with a method ``figures() -> dict[str, matplotlib.figure.Figure]``; it is called on rank
-    zero alone, so it must not communicate. The learning curve (losses, and the metric named by the module's
-    ``monitor``) needs nothing of the module. Both are drawn after ``fit``; the module's figures also after ``test``,
-    when they show the tested weights, and every few epochs if asked for. Loggers that take images (W&B, TensorBoard)
-    receive each figure as ``figures/<name>``. A ``fast_dev_run`` draws, but writes nothing.
+    zero alone, so it must not communicate. Another callback with such a method is asked, too. The learning curve
+    (losses, and the metric named by the module's ``monitor``) needs nothing of the module. All are drawn after ``fit``;
+    the figures of module and callbacks also after ``test``, when they show the tested weights, and every few epochs if
+    asked for. Loggers that take images (W&B, TensorBoard) receive each figure as ``figures/<name>``. A
+    ``fast_dev_run`` draws, but writes nothing.
 
     Args:
         every_n_epochs: Draw the module's figures after every so many epochs with a validation, too, into
@@ -47,7 +48,7 @@ class Figures(Callback):
         self._names_before: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(pl_module, Drawable) and (not self.learning_curve or self.every_n_epochs is not None):
+        if not _drawables(trainer, pl_module) and (not self.learning_curve or self.every_n_epochs is not None):
             raise TypeError(
                 f"{type(pl_module).__name__} has no figures(), which Figures needs: "
                 "a method that returns a dict of matplotlib figures by name"
@@ -104,16 +105,9 @@ class Figures(Callback):
         if not trainer.is_global_zero:
             return
         figures = dict(extra or {})
-        if isinstance(pl_module, Drawable):
-            figures |= pl_module.figures()
+        for source in _drawables(trainer, pl_module):
+            figures |= _checked(source)
         for name, figure in figures.items():
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise ValueError(f"{type(pl_module).__name__}.figures() must use plain file names, got {name!r}")
-            if not hasattr(figure, "savefig"):
-                raise TypeError(
-                    f"{type(pl_module).__name__}.figures() must return matplotlib figures, got "
-                    f"{type(figure).__name__} for {name!r}"
-                )
             image = png(figure)
             close(figure)
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -123,6 +117,24 @@ class Figures(Callback):
             path.write_bytes(image)
             for logger in trainer.loggers:
                 _send(logger, f"figures/{name}", path, image, trainer.global_step)
+
+
+def _drawables(trainer: Trainer, pl_module: LightningModule) -> list[Drawable]:
+    """The module, and other callbacks, as far as they have figures."""
+    return [each for each in (pl_module, *trainer.callbacks) if isinstance(each, Drawable)]  # type: ignore[attr-defined]
+
+
+def _checked(source: Drawable) -> dict[str, Figure]:
+    """The figures of a module or callback; what is none, or could not be a file, is refused."""
+    figures, owner = source.figures(), type(source).__name__
+    for name, figure in figures.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"{owner}.figures() must use plain file names, got {name!r}")
+        if not hasattr(figure, "savefig"):
+            raise TypeError(
+                f"{owner}.figures() must return matplotlib figures, got {type(figure).__name__} for {name!r}"
+            )
+    return figures
 
 
 def _epochs_done(trainer: Trainer) -> float:

@@ -16,10 +16,10 @@ MAX_METRICS = 6
 
 @runtime_checkable
 class Drawable(Protocol):
-    """A module with pictures of its own."""
+    """A module or callback with pictures of its own."""
 
     def figures(self) -> dict[str, Figure]:
-        """Figures by plain file name, drawn from the module's present state; called on rank zero alone."""
+        """Figures by plain file name, drawn from the present state; called on rank zero alone."""
         ...
 
 

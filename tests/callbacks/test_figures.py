@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
@@ -73,6 +73,18 @@ def test_a_stock_trainer_gets_the_modules_figures_and_a_learning_curve(tmp_path,
     directory = tmp_path / "lightning_logs" / "version_0" / "figures"
     assert {path.name for path in directory.iterdir()} == {"line.png", "learning_curve.png"}
     assert min(Image.open(directory / "line.png").size) > 100
+
+
+def test_another_callback_with_figures_is_asked_too(tmp_path, loader):
+    class Curve(Callback):
+        def figures(self):
+            figure = Figure()
+            figure.subplots().plot([0, 1])
+            return {"curve": figure}
+
+    trainer(tmp_path, Curve(), Figures(every_n_epochs=3)).fit(Line(), loader, loader)
+    names = {str(path.relative_to(tmp_path / "figures")) for path in (tmp_path / "figures").rglob("*.png")}
+    assert names == {"curve.png", "epochs/curve-0003.png", "learning_curve.png"}
 
 
 def test_without_a_logger_figures_go_to_the_root_directory(tmp_path, loader):
