@@ -50,7 +50,8 @@ def seed_all(seed: int) -> None:
 def seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
     """Make all that an epoch draws depend on (seed, rank, epoch) alone; for a callback's ``on_train_epoch_start``.
 
-    That is the order of the data, what workers draw, augmentation and dropout. The train loader's iterator is made
+    That is the order of the data, even where the loader has a generator of its own, what workers draw, augmentation and
+    dropout. The train loader's iterator is made
     here, because Lightning makes it at other times in the first epoch, in later epochs and after a resume, which would
     each draw another order from the same seed.
 
@@ -66,6 +67,10 @@ def seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
         raise RuntimeError("the train loader has not been made yet: call seed_epoch in on_train_epoch_start")
     for loader in loop._combined_loader.flattened:
         _set_sampler_epoch(loader, epoch)
+        for owner in (loader, loader.sampler, loader.batch_sampler):
+            generator = getattr(owner, "generator", None)
+            if generator is not None:  # equal on all ranks, as it was made
+                generator.manual_seed(derive(seed, "generator", epoch))
     seed_all(derive(seed, "epoch", trainer.global_rank, epoch))
     iter(loop._data_fetcher)
     # Lightning would now make a second iterator, unless it resumes: it knows that one has just been made then. It sets
