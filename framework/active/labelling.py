@@ -110,11 +110,14 @@ class LabelFolder:
         indices: Sequence[int],
         scores: Sequence[float] | None = None,
         suggestions: Sequence[Any] | None = None,
-    ) -> Path:
-        """Ask for labels: write a round's file as a whole, or leave it if it asks for these items already.
+    ) -> Path | None:
+        """Ask for labels of items that have not been asked for yet, in a new file that appears as a whole.
+
+        Whoever asks twice, after a kill or as another run on the same folder, gets the labels that are there already.
 
         Args:
-            round: Number of the round, at least 0; 0 is the initial set.
+            round: Number of the round, at least 0; 0 is the initial set. Where the folder has gone further, the file
+                takes the next number there.
             dataset: What the indices count in.
             indices: The items, in the order in which people should label them.
             scores: How unsure the model is of each.
@@ -122,30 +125,24 @@ class LabelFolder:
                 has none.
 
         Returns:
-            The file.
+            The file; None if all items have been asked for.
 
         Raises:
-            ValueError: If an argument is out of range, an item was asked for in another round, or the round's file
-                holds labels for other items.
+            ValueError: If an argument is out of range, or a stray file of that name holds labels.
         """
         ids = self._checked(round, dataset, indices, scores, suggestions)
         rounds = self._rounds()
-        for other, (_, asked) in rounds.items():
-            again = sorted(set(ids) & set(asked)) if other != round else []
-            if again:
-                raise ValueError(f"indices: item {again[0]} was asked for in round {other} of {self.path} already")
-        path, asked = rounds.get(round, (self.path / f"round_{round:03d}.{self.format}", []))
-        if path.is_file():
-            if set(asked) == set(ids):
-                return path
-            filled = sum(record.label is not None for record in records_of(path))
-            if filled:
-                raise ValueError(
-                    f"{path} holds {filled} labels for other items than round {round} asks for now: "
-                    "move it away, or go on with the run that asked for them"
-                )
+        known = {index for _, asked in rounds.values() for index in asked}
+        new = [k for k, index in enumerate(ids) if index not in known]
+        if not new:
+            return None
+        round = max(round, self.next_round())
+        path = self.path / f"round_{round:03d}.{self.format}"
+        if path.is_file() and any(record.label is not None for record in records_of(path)):
+            raise ValueError(f"{path} holds labels that {self.path / 'state.json'} knows nothing of: move it away")
         records = []
-        for k, index in enumerate(ids):
+        for k in new:
+            index = ids[k]
             shown = {f"data.{name}" if name in OWN else name: each for name, each in describe(dataset, index).items()}
             record = {"id": index, "fingerprint": fingerprint(dataset, index), **shown}
             if scores is not None:
@@ -154,9 +151,10 @@ class LabelFolder:
                 record["suggestion"] = self._named(suggestions[k])
             records.append(record | {"label": None})
         # A round is asked for once its file is whole: killed before, it is written again.
-        self._save({number: each for number, each in rounds.items() if number != round})
         rundir.write(path, as_text(records, path.suffix))
-        self._save(rounds | {round: (path, ids)})
+        rounds[round] = (path, [ids[k] for k in new])
+        state = {str(number): {"file": file.name, "ids": asked} for number, (file, asked) in sorted(rounds.items())}
+        rundir.write(self.path / "state.json", json.dumps({"rounds": state}) + "\n")
         rundir.write(self.path / "README.txt", self._readme("tokens" in records[0]))
         return path
 
@@ -255,10 +253,6 @@ class LabelFolder:
             return {int(r): (self.path / each["file"], [int(i) for i in each["ids"]]) for r, each in rounds.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({error}): take it back from a copy") from None
-
-    def _save(self, rounds: Mapping[int, tuple[Path, list[int]]]) -> None:
-        state = {str(number): {"file": path.name, "ids": ids} for number, (path, ids) in sorted(rounds.items())}
-        rundir.write(self.path / "state.json", json.dumps({"rounds": state}) + "\n")
 
     @staticmethod
     def _checked(

@@ -195,23 +195,21 @@ def test_columns_of_the_data_do_not_hide_ours(tmp_path, format):
 # -- writing again ----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_round_again_keeps_what_was_filled_in(tmp_path):
+def test_asking_again_asks_only_for_what_is_new(tmp_path):
     data, folder = vectors(), LabelFolder(tmp_path)
     file = folder.write(0, data, [4, 5])
     fill(file, {4: 0})
     before = file.read_text()
-    assert folder.write(0, data, [5, 4]) == file
+    assert folder.write(0, data, [5, 4]) is None
+    second = folder.write(0, data, [5, 7, 6], scores=[1, 2, 3], suggestions=[1, 0, 1])  # another run, in its round 0
+    assert second.name == "round_001.jsonl"
+    assert [(each["id"], each["score"], each["suggestion"]) for each in fields(second)] == [(7, 2.0, 0), (6, 3.0, 1)]
     assert file.read_text() == before
-    with pytest.raises(ValueError, match=r"round_000.jsonl holds 1 labels for other items than round 0 asks for now"):
-        folder.write(0, data, [4, 6])
-    assert file.read_text() == before
+    assert folder.write(5, data, [0]).name == "round_005.jsonl"
+    assert folder.next_round() == 6
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"round_000.jsonl is gone"):
         folder.pending()
-    folder.write(0, data, [4, 5])
-    assert folder.pending().missing == 2
-    folder.write(0, data, [7])  # nothing would be lost
-    assert folder.pending().items == 1
 
 
 def test_killed_between_file_and_state_the_round_is_written_again(tmp_path, monkeypatch):
@@ -219,24 +217,30 @@ def test_killed_between_file_and_state_the_round_is_written_again(tmp_path, monk
 
     data, folder = vectors(), LabelFolder(tmp_path)
     write = rundir.write
-    for old in ([], [1, 2]):
-        for index in old:
-            folder.write(0, data, [index])
 
-        def dies(path, text):
-            if path.name == "state.json" and (tmp_path / "round_000.jsonl").exists() and "ids" in text:
-                raise KeyboardInterrupt
-            write(path, text)
+    def dies(path, text):
+        if path.name == "state.json":
+            raise KeyboardInterrupt
+        write(path, text)
 
-        monkeypatch.setattr(rundir, "write", dies)
-        with pytest.raises(KeyboardInterrupt):
-            folder.write(0, data, [3])
-        monkeypatch.setattr(rundir, "write", write)
-        assert folder.pending() is None
-        assert folder.read(data) == {}
+    monkeypatch.setattr(rundir, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(0, data, [3])
+    monkeypatch.setattr(rundir, "write", write)
+    assert folder.pending() is None
+    assert folder.read(data) == {}
+    stray = tmp_path / "round_000.jsonl"
+    unlabelled = stray.read_text()
+    folder.write(1, data, [8])
+    fill(stray, {3: 1})
+    stray.rename(tmp_path / "round_002.jsonl")
+    with pytest.raises(ValueError, match=r"round_002.jsonl holds labels that .*state.json knows nothing of"):
         folder.write(0, data, [4, 5])
-        assert folder.pending() == (0, tmp_path / "round_000.jsonl", 2, 2)
-        assert not list(tmp_path.glob(".*"))
+    (tmp_path / "round_002.jsonl").write_text(unlabelled)
+    folder.write(0, data, [4, 5])
+    fill(tmp_path / "round_001.jsonl", {8: 0})
+    assert folder.pending() == (2, tmp_path / "round_002.jsonl", 2, 2)
+    assert not list(tmp_path.glob(".*"))
 
 
 BAD_QUESTIONS = {
@@ -247,7 +251,6 @@ BAD_QUESTIONS = {
     "round": (-1, [3], {}, "round must be at least 0, got -1"),
     "scores": (1, [3, 4], {"scores": [1.0]}, "scores must be one per item: 1 for 2 items"),
     "suggestions": (1, [3], {"suggestions": [1, 2]}, "suggestions must be one per item: 2 for 1 items"),
-    "other round": (1, [3, 8], {}, "item 8 was asked for in round 0"),
 }
 
 
