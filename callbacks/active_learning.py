@@ -156,6 +156,9 @@ class ActiveLearning(StageCallback):
         self.plan.attach(trainer, pl_module)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.plan.warn(trainer, self.pool)
+        if self.people is not None and self._path is not None:
+            asked = self._asked if self._asked is not None else self.pool.bought[:0]
+            self.people.check(self._path, torch.cat([self.pool.bought, asked]))
         if self.how.needs_model and len(self.pool.left):
             self._runner(trainer, pl_module).check(self.how, self.pool.left[:2])
         if self._due and self._ends(trainer):

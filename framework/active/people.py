@@ -30,8 +30,22 @@ class People:
         self.trainer = trainer
 
     def ask_first(self, dataset: Any, drawn: Tensor) -> Tensor:
-        """The initial items: those that have labels; if none has, the drawn ones, which people are asked for."""
+        """The initial items: those that have labels, in the data or in the folder; if none has, people are asked.
+
+        Args:
+            dataset: The data to choose from.
+            drawn: Indices of the items to ask for if none is labelled.
+
+        Returns:
+            Indices of the initial items.
+
+        Raises:
+            Paused: If a round waits for labels already, on all ranks.
+            ValueError: If a label is not valid; the message names file and line.
+        """
+        self._fill(dataset)  # of an earlier run, too
         given = is_labelled(dataset).nonzero().squeeze(1)
+        self.trainer.strategy.barrier("labels taken")  # nobody asks before all have looked
         if len(given):
             return given
         if self.trainer.is_global_zero:
@@ -54,14 +68,32 @@ class People:
             ValueError: If a label is not valid; the message names file and line.
         """
         self.trainer.strategy.barrier("labels asked for")
-        waiting = self.folder.pending()
-        if waiting is not None:
-            raise Paused(str(waiting))
         dataset = pool_loader(path).dataset
-        labels = self.folder.read(dataset)
-        self.folder.apply(dataset, labels)
+        labels = self._fill(dataset)
         if not bool(is_labelled(pool_loader(path).dataset)[list(labels)].all()):
             raise TypeError(
                 f"train_dataloader() makes its data ({kind(dataset)}) anew each time, and labels that were filled in "
                 "are lost: make them in setup"
             )
+
+    def check(self, path: TrainPath, bought: Tensor) -> None:
+        """Check that what a resumed run has bought is labelled.
+
+        Raises:
+            ValueError: If an item is not; training would leave it out in silence.
+        """
+        missing = bought[~is_labelled(pool_loader(path).dataset)[bought]]
+        if len(missing):
+            raise ValueError(
+                f"oracle: {len(missing)} of the {len(bought)} items that the run has asked for have no label in "
+                f"{self.folder.path} or in the data, such as item {int(missing[0])}: give it the folder it began with"
+            )
+
+    def _fill(self, dataset: Any) -> dict[int, Any]:
+        """Fill in the labels of all rounds, or raise ``Paused`` if one waits."""
+        waiting = self.folder.pending()
+        if waiting is not None:
+            raise Paused(str(waiting))
+        labels = self.folder.read(dataset)
+        self.folder.apply(dataset, labels)
+        return labels
