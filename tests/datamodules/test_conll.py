@@ -122,7 +122,7 @@ def test_files_of_ones_own(own):
     assert conll.dev.tags_of(0) == ["B-PER", "E-PER", "S-PER"]
     with pytest.raises(ValueError, match="path has no file of test"):
         conll.setup("test")
-    with pytest.raises(ValueError, match=r"eng.testa:1: I-PER breaks the rules of scheme iob2"):
+    with pytest.raises(ValueError, match=r"eng.train:3: I-ORG breaks the rules of scheme iob2"):
         _ = Conll(path=path, scheme="iob2").tags
 
 
@@ -224,7 +224,7 @@ def test_loaders_serve_everything_once(tiny):
     for loader, data in ((dev, conll.dev), (test, conll.test), (conll.test_dataloader(), conll.test)):
         order = seen(loader)
         assert sorted(order) == list(range(60))
-        assert conll.test.words[order].sort().values.equal(conll.test.words[order]) or data is conll.dev
+        assert torch.equal(data.words[order], data.words.sort().values), "from short to long"
         assert [len(batch.index) for batch in loader] == [25, 25, 10]
     assert len(Conll("btc", data_dir=tiny).val_dataloader()) == 1
     workers = Conll("btc", data_dir=tiny, num_workers=1)
@@ -259,7 +259,7 @@ from datamodules.conll import Conll
 from framework.loaders import Pool, TrainPath
 from test_conll import QUIET, Seen
 
-def run(name, pool, overfit):
+def run(name, pool):
     torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # ranks need not agree for every item to come once
     conll, module = Conll("btc", data_dir={tiny!r}, batch_size=7), Seen()
     if pool:
@@ -272,8 +272,8 @@ def run(name, pool, overfit):
     with open({out!r} + f"/{{name}}{{trainer.global_rank}}.json", "w") as file:
         json.dump(module.seen, file)
 
-run("all", [], 0)
-run("pool", [5, 9, 100, 200, 201], 0)
+run("all", [])
+run("pool", [5, 9, 100, 200, 201])
 """
 
 
@@ -292,10 +292,8 @@ def test_two_ranks_share_every_sentence(tiny, tmp_path):
             first, second = (rank[stage] for rank in ranks)
             assert set(first) | set(second) == set(whole), (name, stage)
             assert len(set(first) & set(second)) <= len(whole) % 2, "each rank has its own share"
-            assert (
-                sorted(first + second)[: len(whole)] == sorted(first + second)[: len(first) + len(second)][: len(whole)]
-            )
-        assert ranks[0]["train0"] != ranks[0]["train1"]
+            assert abs(len(first) - len(second)) <= 1
+        assert ranks[0]["train0"] != ranks[0]["train1"], "another order in another epoch"
 
 
 # -- vectors, checkpoints, prediction
@@ -328,11 +326,9 @@ def test_a_checkpoint_of_other_data_is_refused(tiny, tmp_path):
         resumed.fit(Seen(), Conll(data_dir=tiny, **options), ckpt_path=str(tmp_path / "a.ckpt"))
 
     resume(data="btc", share=0.5)
-    with pytest.raises(ValueError, match="another vocabulary: .* lower and min_count .now lower=False, min_count=1"):
+    with pytest.raises(ValueError, match=r"another vocabulary: .* lower and min_count .now lower=False, min_count=1"):
         resume(data="btc", lower=False)
-    with pytest.raises(
-        ValueError, match="made for the tags O, B-LOC, .*, and the data have O, B-corporation"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"made for the tags O, B-LOC, .*, and the data have O, B-corp") as caught:
         resume(data="wnut17")
     assert "\n" not in str(caught.value)
 
