@@ -207,21 +207,23 @@ class PoolRunner:
                 f"acquisition {how.name!r} compares passes with dropout, and {kind(self.module)} has no dropout layer: "
                 "all items would score alike"
             )
-        try:
-            if how.passes:
-                self.scores(how, indices)
-            if how.embedding is not None:
-                self.embeddings(how, indices)
-        except (TypeError, ValueError):
-            raise
-        except Exception as error:
-            if isinstance(self.module, Scorable):
-                raise
-            reason = " ".join(str(error).split())
-            raise TypeError(
-                f"{kind(self.module)} has no acquisition_scores, which ActiveLearning needs: "
-                f"its forward failed on the inputs alone ({type(error).__name__}: {reason})"
-            ) from error
+        batches = batches_of(indices, self.costs, self.batch_size)
+        with self._deciding():
+            for _, batch in self._batches(indices, batches, "trying the module"):
+                try:
+                    decisions_of(self.module, batch)
+                except Exception as error:
+                    if isinstance(self.module, Scorable) or "acquisition_scores" in str(error):
+                        raise
+                    reason = " ".join(str(error).split())
+                    raise TypeError(
+                        f"{kind(self.module)} has no acquisition_scores, which ActiveLearning needs: "
+                        f"its forward failed on the inputs alone ({type(error).__name__}: {reason})"
+                    ) from error
+        if how.passes:
+            self.scores(how, indices)
+        if how.embedding is not None:
+            self.embeddings(how, indices)
 
     def _passes(self, batch: Any, number: int, passes: int) -> Iterator[Decisions]:
         for each in range(passes):
