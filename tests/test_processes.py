@@ -46,6 +46,12 @@ class Show(Callback):
         torch.save(pl_module.state_dict(), f"rank{trainer.global_rank}.pt")
 
 
+class ShowBought(Callback):
+    def on_train_end(self, trainer, pl_module):
+        (active,) = [each for each in trainer.callbacks if type(each).__name__ == "ActiveLearning"]
+        torch.save(active.pool.acquired_round, f"bought{trainer.global_rank}.pt")
+
+
 class OrderedDigits(Digits):
     def train_dataloader(self):
         return self._loader(self.train)
@@ -117,6 +123,58 @@ def test_a_killed_run_resumes_bit_identically(folder, name):
     ours, theirs = (json.loads((home / "results.json").read_text()) for home in (resumed, whole))
     assert ours["metrics"] == theirs["metrics"]
     assert ours["checkpoint"] == theirs["checkpoint"]
+
+
+ACTIVE = ["-c", "overlays/active_learning", "--trainer.callbacks.0.epochs_per_round", "2"]
+SCRATCH = ["--trainer.callbacks.0.training", "scratch", "--trainer.callbacks.0.acquisition", "bald"]
+
+
+@pytest.mark.parametrize("options", [[], [*SCRATCH, "--model.dropout", "0.3"]], ids=["incremental", "scratch"])
+def test_a_killed_active_learning_run_buys_and_learns_what_it_would_have(folder, options):
+    command = ["fit", "-c", "classifier/digits", *ACTIVE, *options]
+    whole = run([*command, *QUIET, "--trainer.default_root_dir", "whole"]).directory
+    resumed = Path("runs/classifier/digits/0")
+
+    # Two epochs of 2 batches, two of 4, then of 6: the first epoch of the third round.
+    killed = fulgurite(*command, "--trainer.callbacks+", "mine.Kill", "--trainer.callbacks.step", "15")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 12
+    assert kept["callbacks"]["ActiveLearning"]["pool"]["acquired_round"].max() == 2
+    assert len((resumed / "active_learning.csv").read_text().splitlines()) == 3  # two rounds are over
+
+    done = fulgurite(*command, "--ckpt_path", "last")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (torch.load(home / "checkpoints/last.ckpt", weights_only=True) for home in (resumed, whole))
+    for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops"):
+        assert list(differences(ours[part], theirs[part], part)) == []
+    ours, theirs = (each["callbacks"]["ActiveLearning"] for each in (ours, theirs))
+    assert list(differences(ours, theirs)) == []
+    assert theirs["pool"]["acquired_round"].max() == 4
+    for file in ("active_learning.csv", "active_learning.png", "metrics.csv"):
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+    ours, theirs = (json.loads((home / "results.json").read_text()) for home in (resumed, whole))
+    assert ours["metrics"] == theirs["metrics"]
+
+
+@pytest.mark.parametrize("acquisition", ["bald", "badge"])
+def test_two_ranks_buy_what_one_would_with_the_same_weights(folder, acquisition):
+    still = ["--model.lr", "1e-30", "--model.dropout", "0.3"]  # weights stay what they are
+    buying = ["--trainer.callbacks.0.acquisition", acquisition, "--trainer.callbacks.0.epochs_per_round", "1"]
+    command = ["fit", "-c", "classifier/digits", *ACTIVE, *buying, *still, "--test_after_fit", "false"]
+    alone = run([*command, *QUIET, "--trainer.default_root_dir", "alone"])
+    (active,) = [each for each in alone.trainer.callbacks if type(each).__name__ == "ActiveLearning"]
+    done = fulgurite(*command, "-c", "overlays/ddp", "--trainer.callbacks+", "mine.ShowBought")
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(f"bought{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first, active.pool.acquired_round)
+    assert first.max() == 4
+    tables = [
+        (home / "active_learning.csv").read_text() for home in (alone.directory, Path("runs/classifier/digits/0"))
+    ]
+    counts = [[line.split(",")[:5] for line in table.splitlines()] for table in tables]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("name", one_of_each(1))

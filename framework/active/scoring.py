@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Subset, SubsetRandomSampler
 
 from framework.active.acquisition import Acquisition, PoolScores
 from framework.active.decisions import Decisions, Scorable, decisions_and_embedding_of, decisions_of, embedding_of
@@ -41,7 +41,8 @@ def pool_loader(path: TrainPath) -> DataLoader[Any]:
     sampler = loader.sampler
     count = len(sampler) if isinstance(sampler, SubsetRandomSampler) else len(loader.dataset)  # type: ignore[arg-type]
     if count < 2:
-        raise ValueError(f"the train data have {count} item: active learning needs at least 2 to choose from")
+        data = kind(_innermost(loader.dataset))
+        raise ValueError(f"ActiveLearning chooses among items, and the train data ({data}) are {count}")
     if loader.batch_sampler is None and not isinstance(sampler, BatchSampler):
         raise TypeError(
             f"{kind(loader)} has batch_size=None and gives one item at a time: "
@@ -207,19 +208,23 @@ class PoolRunner:
                 f"acquisition {how.name!r} compares passes with dropout, and {kind(self.module)} has no dropout layer: "
                 "all items would score alike"
             )
-        batches = batches_of(indices, self.costs, self.batch_size)
         with self._deciding():
-            for _, batch in self._batches(indices, batches, "trying the module"):
-                try:
-                    decisions_of(self.module, batch)
-                except Exception as error:
-                    if isinstance(self.module, Scorable) or "acquisition_scores" in str(error):
-                        raise
-                    reason = " ".join(str(error).split())
-                    raise TypeError(
-                        f"{kind(self.module)} has no acquisition_scores, which ActiveLearning needs: "
-                        f"its forward failed on the inputs alone ({type(error).__name__}: {reason})"
-                    ) from error
+            try:
+                _, batch = next(self._batches(indices, [list(range(len(indices)))], "trying the module"))
+            except Exception as error:
+                data = kind(_innermost(self.loader.dataset))
+                raise TypeError(
+                    f"ActiveLearning puts items of {data} together into batches, and that failed: {_last(error)}"
+                ) from error
+            try:
+                decisions_of(self.module, batch)
+            except Exception as error:
+                if isinstance(self.module, Scorable) or "acquisition_scores" in str(error):
+                    raise
+                raise TypeError(
+                    f"{kind(self.module)} has no acquisition_scores, which ActiveLearning needs: "
+                    f"its forward failed on the inputs alone: {_last(error)}"
+                ) from error
         if how.passes:
             self.scores(how, indices)
         if how.embedding is not None:
@@ -301,3 +306,14 @@ class PoolRunner:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         return tqdm(numbers, desc=what, unit="batch", leave=False, delay=1)
+
+
+def _innermost(dataset: Any) -> Any:
+    """What a data set is a part of."""
+    return _innermost(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+
+def _last(error: Exception) -> str:
+    """An error in one line: the last of a message that quotes a worker's traceback."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
