@@ -1,7 +1,7 @@
 """How uncertain a module is of each item: pure functions of its decisions, larger where it is less certain.
 
 Every score is a tensor of shape ``(batch,)`` and reads real decisions only, so padding never changes it. Sums over
-decisions are taken in double precision, so that the length of the batch does not show in the last digits either. An
+decisions are taken in double precision, so that the length of the batch hardly shows in the last digits. An
 item without any decision scores 0.
 """
 
@@ -40,12 +40,12 @@ def margin(decisions: Decisions) -> Tensor:
 
 def entropy(decisions: Decisions) -> Tensor:
     """Entropy of the classes in nats, the mean over decisions, in [0, log(classes)]."""
-    return _mean(_entropy(decisions.log_probs.exp()), decisions.mask)
+    return _mean(_entropy(decisions.log_probs.exp(), decisions.log_probs), decisions.mask)
 
 
 def length(decisions: Decisions) -> Tensor:
     """Number of decisions: the control for least confidence, which is easily mistaken for it."""
-    return _wide(decisions.mask.sum(dim=1, dtype=torch.float32))
+    return _wide(decisions.mask.sum(dim=1))
 
 
 def variation_ratio(passes: Iterable[Decisions]) -> Tensor:
@@ -69,7 +69,7 @@ def variation_ratio(passes: Iterable[Decisions]) -> Tensor:
         count += 1
         choice = _choice(decisions)
         votes.scatter_add_(2, choice, torch.ones_like(choice, dtype=votes.dtype))
-    return _mean(1 - votes.amax(dim=2) / count, first.mask)
+    return _mean(1 - _wide(votes.amax(dim=2)) / count, first.mask)
 
 
 def mutual_information(passes: Iterable[Decisions]) -> Tensor:
@@ -93,11 +93,13 @@ def mutual_information(passes: Iterable[Decisions]) -> Tensor:
     entropies, count = torch.zeros_like(total[..., 0]), 0
     for decisions in chain([first], rest):
         count += 1
-        p = _wide(decisions.log_probs).exp()  # the difference of two entropies is small
+        log_probs = _wide(decisions.log_probs)  # the difference of two entropies is small
+        p = log_probs.exp()
         total += p
-        entropies += _entropy(p)
+        entropies += _entropy(p, log_probs)
+    mean = total / count
     # By Jensen it is not negative but for rounding.
-    return _mean((_entropy(total / count) - entropies / count).clamp(min=0), first.mask)
+    return _mean((_entropy(mean, mean.log()) - entropies / count).clamp(min=0), first.mask)
 
 
 def gradient_errors(decisions: Decisions) -> Tensor:
@@ -143,12 +145,15 @@ def _split(passes: Iterable[Decisions]) -> tuple[Decisions, Iterator[Decisions]]
     return first, rest
 
 
-def _entropy(p: Tensor) -> Tensor:
-    return torch.special.entr(p).sum(dim=2)  # 0 log 0 is 0
+def _entropy(p: Tensor, log_probs: Tensor) -> Tensor:
+    """Entropy of each decision, shape ``(batch, n)``."""
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # so that 0 log 0 is 0
+    return -(p * finite).sum(dim=2)
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values if values.device.type == "mps" else values.double()  # Apple's GPUs have no double
+    """Values in double precision; in single on Apple's GPUs, which have no double."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def _sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def test_neither_padding_nor_company_changes_a_score(function, decisions):
     together = function(decisions)
     assert together.isfinite().all()
     assert (together >= 0).all()
-    assert torch.equal(function(padded(decisions)), together)
+    assert_close(function(padded(decisions)), together, rtol=1e-6, atol=1e-7)
     for row, length in enumerate(decisions.mask.sum(1).tolist()):
         alone = Decisions(*(part[row : row + 1, : max(length, 1)] for part in decisions))
         assert_close(function(alone), together[row : row + 1], rtol=1e-6, atol=1e-7)
@@ -123,7 +123,7 @@ def test_neither_padding_nor_company_changes_a_score_of_passes(function, passes)
     together = function(passes)
     assert together.isfinite().all()
     assert (together >= 0).all()
-    assert torch.equal(function([padded(d) for d in passes]), together)
+    assert_close(function([padded(d) for d in passes]), together, rtol=1e-6, atol=1e-12)
     assert_close(function(passes[::-1]), together, rtol=1e-6, atol=1e-12)
     for row, length in enumerate(passes[0].mask.sum(1).tolist()):
         alone = [Decisions(*(part[row : row + 1, : max(length, 1)] for part in d)) for d in passes]
@@ -155,7 +155,8 @@ def test_passes_that_agree_score_zero_and_others_stay_within_bounds(passes):
     assert (ratio <= 1 - 1 / classes + 1e-9).all()
     assert (information <= log(classes) + 1e-5).all()
     assert scores.variation_ratio(passes[:1] * 5).eq(0).all()
-    assert (scores.mutual_information(passes[:1] * 5) < 1e-12).all()
+    same = scores.mutual_information(passes[:1] * 5)
+    assert ((same >= 0) & (same < 1e-12)).all()
 
 
 def test_an_item_without_decisions_scores_zero():
