@@ -32,7 +32,8 @@ def log_partition(emissions: Tensor, mask: Tensor, transitions: Transitions) -> 
     """Logarithm of the sum of the exponentiated scores of all paths, in O(n T^2), shape ``(B,)``.
 
     A step is a matrix product of exponentials, shifted so that the largest is 1; that is many times quicker than a
-    log-sum-exp over T x T values. A tag whose weight is below 1e-38 of the likeliest one's gets that weight.
+    log-sum-exp over T x T values. Single precision reaches down to 1e-38 of the largest: a tag less likely than that
+    (by 87 nats in one step) counts as if it were just that likely.
     """
     start, between, end = transitions
     shift = between.detach().amax(0)

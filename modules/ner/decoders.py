@@ -262,7 +262,7 @@ class LSTMDecoder(Decoder):
         hidden = cell = h.new_zeros(batch * beam, self.lstm.hidden_size)
         before = torch.full((batch * beam,), count, device=h.device)
         # All begin equal: only the first one counts.
-        total = h.new_full((batch, beam), -torch.inf, dtype=torch.float32)
+        total = _full(h.new_full((batch, beam), -torch.inf))
         total[:, 0] = 0
         rows = torch.arange(batch, device=h.device).unsqueeze(1) * beam
         stay = torch.full((count,), -torch.inf, device=h.device)  # after its end a sequence goes on in one way alone

@@ -93,7 +93,7 @@ class TaggerNetwork(nn.Module):
         check_tags(tags)
         given = dict(locals())
         for name in ("words", "characters"):
-            if given[name] <= EOS:
+            if given[name] <= EOS + 1:
                 raise ValueError(f"{name} must be more than {EOS + 1} (the special ids), got {given[name]}")
         positive = ("dim", "filters", "width", "layers", "units", "beam")
         for name, value in given.items():
