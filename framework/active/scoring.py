@@ -162,8 +162,8 @@ class PoolRunner:
     def scores(self, how: Acquisition, indices: Tensor) -> Tensor:
         """Scores of items, shape ``(m,)``; with dropout if the function wants several passes."""
 
-        def read(batch: Any, number: int) -> list[Tensor]:
-            return [how.score(self._passes(batch, number, how.passes))]
+        def read(batch: Any) -> list[Tensor]:
+            return [how.score(self._passes(batch, how.passes))]
 
         with self._deciding(dropout=how.passes > 1):
             return self._run(indices, read, "scoring the pool")[0]
@@ -171,7 +171,7 @@ class PoolRunner:
     def embeddings(self, how: Acquisition, indices: Tensor) -> list[Tensor]:
         """Embeddings of items, shape ``(m, dim)``, and for gradient embeddings their errors, ``(m, classes)``."""
 
-        def read(batch: Any, number: int) -> list[Tensor]:
+        def read(batch: Any) -> list[Tensor]:
             if how.embedding == "embedding":
                 return [embedding_of(self.module, batch)]
             decisions, vectors = decisions_and_embedding_of(self.module, batch)
@@ -186,7 +186,7 @@ class PoolRunner:
         found: dict[int, Any] = {}
         with self._deciding():
             for number, batch in self._batches(indices, batches, "suggesting labels"):
-                decisions = next(self._passes(batch, number, 1))
+                decisions = next(self._passes(batch, 1))
                 for position, chosen, mask in zip(batches[number], decisions.chosen, decisions.mask):
                     own = chosen[mask].tolist()
                     found[position] = own[0] if decisions.mask.shape[1] == 1 else own
@@ -230,17 +230,15 @@ class PoolRunner:
         if how.embedding is not None:
             self.embeddings(how, indices)
 
-    def _passes(self, batch: Any, number: int, passes: int) -> Iterator[Decisions]:
-        for each in range(passes):
-            seed_all(derive(self.seed, "pass", number, each))
-            yield decisions_of(self.module, batch)
+    def _passes(self, batch: Any, passes: int) -> Iterator[Decisions]:
+        return (decisions_of(self.module, batch) for _ in range(passes))
 
-    def _run(self, indices: Tensor, read: Callable[[Any, int], list[Tensor]], what: str) -> list[Tensor]:
+    def _run(self, indices: Tensor, read: Callable[[Any], list[Tensor]], what: str) -> list[Tensor]:
         """Run over items.
 
         Args:
             indices: The items, shape ``(m,)``, at least one.
-            read: What to take from a batch, given its number: tensors of shape ``(batch, ...)``.
+            read: What to take from a batch: tensors of shape ``(batch, ...)``.
             what: For the progress bar.
 
         Returns:
@@ -250,7 +248,7 @@ class PoolRunner:
         batches = batches_of(indices, self.costs, self.batch_size)
         found: list[Tensor] = []
         for number, batch in self._batches(indices, batches, what, trainer.global_rank, trainer.world_size):
-            parts = [part.detach().cpu() for part in read(batch, number)]
+            parts = [part.detach().cpu() for part in read(batch)]
             wrong = [len(part) for part in parts if len(part) != len(batches[number])]
             if wrong:
                 raise TypeError(

@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from callbacks.active_learning import ActiveLearning
 from framework.active.pool import LabelPool
+from framework.commands.callbacks import RunCallback
 from framework.errors import Paused
 from framework.loaders import Partition, TrainPath
 from framework.seeding import seed_epoch
@@ -212,11 +213,9 @@ def test_a_trial_run_writes_nothing(tmp_path):
 
 
 def test_metrics_of_an_earlier_round_are_not_taken_for_this_ones():
-    with pytest.warns(
-        UserWarning, match=r"epochs_per_round \(2\) is not a multiple of .*check_val_every_n_epoch \(3\)"
-    ):
-        fit(learner(), max_epochs=6, check_val_every_n_epoch=3)
-    assert [row["val/epoch"] for row in rows()] == ["", "2.0", "5.0"]
+    with pytest.warns(UserWarning, match=r"epochs_per_round \(1\) is not a multiple of .*every_n_epoch \(3\)"):
+        fit(learner(epochs_per_round=1), max_epochs=5, check_val_every_n_epoch=3)
+    assert [row["val/epoch"] for row in rows()] == ["", "", "2.0", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +252,22 @@ def test_early_stopping_ends_the_round_and_begins_anew(last, when):
     assert stopping.wait_count == 0
     assert active.round == 2
     assert not any("RoundEnd" in type(each).__name__ for each in t.callbacks)
+
+
+def test_early_stopping_that_had_fired_when_a_run_was_killed_still_ends_the_round_alone(tmp_path):
+    class CommandLine(Callback):
+        on_fit_start = RunCallback.on_fit_start
+
+    def parts():
+        saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
+        return CommandLine(), learner(epochs_per_round=10), Patience(check_on_train_epoch_end=False), saver
+
+    whole, resumed = parts(), parts()
+    module, _ = fit(*whole, max_epochs=6, enable_checkpointing=True)
+    again, _ = fit(*resumed, max_epochs=6, enable_checkpointing=True, ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert list(again.seen) == [3, 4, 5]
+    assert torch.equal(whole[1].pool.acquired_round, resumed[1].pool.acquired_round)
+    assert differences(again.state_dict(), module.state_dict()) == []
 
 
 def test_a_metric_that_is_not_finite_ends_the_training():
@@ -356,11 +371,14 @@ def test_a_run_resumed_from_any_epoch_is_the_run_that_was_not(tmp_path, training
         assert resumed.seen == {e: seen for e, seen in module.seen.items() if e > epoch}
 
 
-def test_more_epochs_or_money_continue_a_finished_run_as_if_it_had_not_ended(tmp_path):
+@pytest.mark.parametrize("by_hand", [False, True], ids=["last", "saved by hand"])
+def test_more_epochs_or_money_continue_a_finished_run_as_if_it_had_not_ended(tmp_path, by_hand):
     def run(*, ckpt_path=None, max_epochs=8, max_cost=None):
         saver = ModelCheckpoint(tmp_path / f"{next(disturbance)}", "last", save_on_train_epoch_end=True)
         active = learner(max_cost=max_cost)
-        module, _ = fit(active, saver, max_epochs=max_epochs, enable_checkpointing=True, ckpt_path=ckpt_path)
+        module, t = fit(active, saver, max_epochs=max_epochs, enable_checkpointing=True, ckpt_path=ckpt_path)
+        if by_hand and ckpt_path is None:
+            t.save_checkpoint(saver.best_model_path)
         return active, module, saver.best_model_path or ckpt_path
 
     whole, module, _ = run()

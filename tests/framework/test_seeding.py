@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from strangers import Numbers, Recorder, trainer
+from torch.utils.data import DistributedSampler
 
 from framework.seeding import derive, run_seed, seed_all, seed_epoch
 
@@ -66,9 +67,14 @@ class Drawing(Recorder):
 
 
 OWN = torch.Generator()
+EPOCHS = DistributedSampler(range(12), num_replicas=1, rank=0)
 
 
-@pytest.mark.parametrize("loader", [{}, {"num_workers": 1}, {"generator": OWN}], ids=str)
+@pytest.mark.parametrize(
+    "loader",
+    [{"shuffle": True}, {"shuffle": True, "num_workers": 1}, {"shuffle": True, "generator": OWN}, {"sampler": EPOCHS}],
+    ids=["shuffled", "workers", "own generator", "own epochs"],
+)
 @pytest.mark.parametrize("reload", [0, 1])
 def test_an_epoch_draws_the_same_first_later_and_after_a_resume(tmp_path, reload, loader):
     options = {"max_epochs": 4, "reload_dataloaders_every_n_epochs": reload, "default_root_dir": tmp_path}
@@ -78,7 +84,7 @@ def test_an_epoch_draws_the_same_first_later_and_after_a_resume(tmp_path, reload
         torch.manual_seed(next(disturbance))  # where a process happens to be
         module = Drawing()
         t = trainer(Seeds(shift), **options)
-        t.fit(module, datamodule=Numbers(12, shuffle=True, **loader), ckpt_path=ckpt_path)
+        t.fit(module, datamodule=Numbers(12, **loader), ckpt_path=ckpt_path)
         return module, t
 
     disturbance = itertools.count(1)
