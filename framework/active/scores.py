@@ -34,7 +34,9 @@ def mnlp(decisions: Decisions) -> Tensor:
 
 def margin(decisions: Decisions) -> Tensor:
     """1 minus how far the likeliest class is ahead of the second in probability, the mean over decisions, in [0, 1]."""
-    first, second = decisions.log_probs.exp().topk(2, dim=2).values.unbind(2)
+    first, likeliest = decisions.log_probs.max(dim=2, keepdim=True)
+    second = decisions.log_probs.scatter(2, likeliest, -torch.inf).amax(dim=2)  # several times as quick as topk
+    first, second = first.squeeze(2).exp(), second.exp()
     return _mean(1 - (first - second), decisions.mask)
 
 

@@ -1,8 +1,8 @@
-"""Uncertainty of a pool of tagged sentences: framework.active.scores against a loop over sentences and against baal.
+"""Uncertainty of a pool of tagged sentences: framework.active.scores against a loop over sentences and scikit-activeml.
 
 The decisions (probabilities of the tags of every token) are given, to each in the layout that it takes: ours in padded
-batches of sentences of similar length, the loop sentence by sentence, as peers' code for sequence labelling does. baal
-takes an array without a mask, so sentences of one length go in one call, and mixed ones one by one.
+batches of sentences of similar length, the loop sentence by sentence, as peers' code for sequence labelling does.
+scikit-activeml knows items and no sentences: it scores all tokens as one array, whose means over sentences are taken.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from torch import Tensor
 from framework.active.acquisition import acquisition
 from framework.active.decisions import Decisions
 
-NEEDS = ["baal"]
+NEEDS = ["skactiveml"]
 TAGS, LONGEST, BATCH = 17, 60, 256
 CASES = [
-    {"score": "mnlp", "lengths": "equal", "sentences": 10_000, "passes": 1},
-    {"score": "mnlp", "lengths": "mixed", "sentences": 10_000, "passes": 1},
-    {"score": "entropy", "lengths": "equal", "sentences": 10_000, "passes": 1},
-    {"score": "entropy", "lengths": "mixed", "sentences": 10_000, "passes": 1},
-    {"score": "bald_mi", "lengths": "equal", "sentences": 2_000, "passes": 10},
-    {"score": "bald_mi", "lengths": "mixed", "sentences": 2_000, "passes": 10},
+    {"score": score, "lengths": lengths, "sentences": 10_000}
+    for score in ("entropy", "margin")
+    for lengths in ("equal", "mixed")
 ]
 
 
@@ -33,7 +30,7 @@ class Given(NamedTuple):
     """What a variant is timed on.
 
     Attributes:
-        parts: Batches, sentences or arrays.
+        parts: Batches, sentences, or all tokens at once.
         score: From one part to the scores of its sentences.
         order: Sentence of each score, as parts come by length.
     """
@@ -43,65 +40,44 @@ class Given(NamedTuple):
     order: Tensor
 
 
-def setup(score: str, lengths: str, sentences: int, passes: int, variant: str) -> Given:
+def setup(score: str, lengths: str, sentences: int, variant: str) -> Given:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(1, LONGEST + 1, (sentences,), generator=generator)
     sizes = torch.full_like(drawn, LONGEST // 2) if lengths == "equal" else drawn
     # As of a trained tagger: most tokens are sure, some are not.
     sharpness = torch.rand(sentences, LONGEST, 1, generator=generator) * 5
     order = sizes.sort(stable=True).indices
-    batches = []  # by length: the passes over each
+    batches = []  # by length
     for rows in order.split(BATCH):
         n = int(sizes[rows].max())
         mask = torch.arange(n) < sizes[rows, None]
-        logits = sharpness[rows, :n] * torch.randn(passes, len(rows), n, TAGS, generator=generator)
-        log_probs = logits.log_softmax(3)
-        batches.append([Decisions(one, one.argmax(2), mask) for one in log_probs])
+        log_probs = (sharpness[rows, :n] * torch.randn(len(rows), n, TAGS, generator=generator)).log_softmax(2)
+        batches.append(Decisions(log_probs, log_probs.argmax(2), mask))
     if variant == "ours":
-        return Given(batches, acquisition(score, mc_samples=passes).score, order)
-    single = [
-        [decisions.log_probs[row, : int(decisions.mask[row].sum())].clone() for decisions in batch]
-        for batch in batches
-        for row in range(len(batch[0].mask))
-    ]
+        how = acquisition(score)
+        return Given(batches, lambda batch: how.score([batch]), order)
+    single = [log_probs[row][mask[row]] for log_probs, _, mask in batches for row in range(len(mask))]
     if variant == "loop":
-        return Given(single, {"mnlp": mnlp, "entropy": entropy, "bald_mi": mutual_information}[score], order)
-    arrays = [torch.stack(sentence, dim=2).exp().permute(1, 0, 2)[None].numpy() for sentence in single]
-    arrays = [np.ascontiguousarray(array) for array in arrays]  # items, tags, tokens, passes
-    if lengths == "equal":
-        arrays = [np.concatenate(arrays)]
-    return Given(arrays, heuristic(score).get_uncertainties, order)
+        return Given(single, {"entropy": entropy, "margin": margin}[score], order)
+    starts = torch.tensor([0, *(len(sentence) for sentence in single)]).cumsum(0).numpy()
+    return Given([torch.cat(single).exp().numpy()], of_tokens(score, starts), order)
 
 
-def mnlp(sentence: list[Tensor]) -> float:
-    (log_probs,) = sentence
-    return -log_probs.max(dim=1).values.sum().item() / len(log_probs)
-
-
-def entropy(sentence: list[Tensor]) -> float:
-    (log_probs,) = sentence
+def entropy(log_probs: Tensor) -> float:
     return -(log_probs.exp() * log_probs).sum().item() / len(log_probs)
 
 
-def mutual_information(sentence: list[Tensor]) -> float:
-    p = torch.stack(sentence).exp()
-    mean = p.mean(dim=0)
-    expected = -(p * p.log()).sum() / len(p)
-    return (-(mean * mean.log()).sum() - expected).item() / len(mean)
+def margin(log_probs: Tensor) -> float:
+    first, second = log_probs.exp().topk(2, dim=1).values.unbind(1)
+    return 1 - (first - second).mean().item()
 
 
-def heuristic(score: str) -> Any:
-    from baal.active import heuristics
+def of_tokens(score: str, starts: Any) -> Callable[[Any], Any]:
+    """What a user of scikit-activeml writes for sentences that begin at ``starts`` and end where the next does."""
+    from skactiveml.pool import uncertainty_scores
 
-    class MNLP(heuristics.AbstractHeuristic):
-        """What a user of baal writes, for it has none."""
-
-        def compute_score(self, predictions: Any, target_predictions: Any = None) -> Any:
-            return -np.log(predictions[..., 0].max(axis=1))
-
-    if score == "mnlp":
-        return MNLP(reverse=True, reduction="mean")
-    return {"entropy": heuristics.Entropy, "bald_mi": heuristics.BALD}[score](reduction="mean")
+    method = {"entropy": "entropy", "margin": "margin_sampling"}[score]
+    return lambda probas: np.add.reduceat(uncertainty_scores(probas, method=method), starts[:-1]) / np.diff(starts)
 
 
 def run(given: Given) -> Tensor:
@@ -116,4 +92,4 @@ def agree(ours: Tensor, peer: Tensor) -> None:
     torch.testing.assert_close(peer, ours, rtol=1e-4, atol=1e-5)
 
 
-VARIANTS = {"ours": run, "loop": run, "baal": run}
+VARIANTS = {"ours": run, "loop": run, "scikit-activeml": run}

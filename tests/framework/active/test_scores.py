@@ -223,7 +223,10 @@ def test_disagreement_equals_that_of_scikit_activeml():
     ("ours", "theirs"), [("lc", "Certainty"), ("margin", "Margin"), ("entropy", "Entropy"), ("bald_mi", "BALD")]
 )
 def test_ranks_of_a_classifier_equal_those_of_baal(ours, theirs):
-    heuristics = pytest.importorskip("baal.active.heuristics", reason="baal is in the extra bench")
+    heuristics = pytest.importorskip(
+        "baal.active.heuristics",
+        reason="baal is not installed (it brings Jupyter along: pip install --no-deps baal structlog)",
+    )
     p = probabilities(passes=8 if ours == "bald_mi" else 1)
     passes = as_passes(p)
     found = scores.mutual_information(passes) if ours == "bald_mi" else ONE_PASS[ours](passes[0])
@@ -234,7 +237,10 @@ def test_ranks_of_a_classifier_equal_those_of_baal(ours, theirs):
 @pytest.mark.parametrize(("ours", "theirs"), [("margin", "Margin"), ("entropy", "Entropy"), ("bald_mi", "BALD")])
 def test_ranks_of_sequences_of_one_length_equal_those_of_baal(ours, theirs):
     """baal knows no mask: without padding its mean over decisions is ours."""
-    heuristics = pytest.importorskip("baal.active.heuristics", reason="baal is in the extra bench")
+    heuristics = pytest.importorskip(
+        "baal.active.heuristics",
+        reason="baal is not installed (it brings Jupyter along: pip install --no-deps baal structlog)",
+    )
     p = probabilities(items=60 * 7, passes=8 if ours == "bald_mi" else 1).unflatten(1, (60, 7))
     mask = torch.ones(60, 7, dtype=torch.bool)
     passes = [Decisions(one.log(), one.argmax(2), mask) for one in p]
