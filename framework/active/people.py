@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from framework.active.acquisition import PoolScores
@@ -45,6 +46,8 @@ class People:
         """
         self._fill(dataset)  # of an earlier run, too
         given = is_labelled(dataset).nonzero().squeeze(1)
+        if len(given) == len(dataset):
+            rank_zero_warn("oracle: every item of the train data has a label, so nobody will be asked")
         self.trainer.strategy.barrier("labels taken")  # nobody asks before all have looked
         if len(given):
             return given

@@ -595,6 +595,8 @@ def test_labels_that_are_there_already_are_the_first_round(tmp_path):
     assert active.paused is not None
     assert active.pool.bought.tolist() == [3, 5, 8]
     assert [path.name for path in Path("labels").glob("round*")] == ["round_001.jsonl"]
+    with pytest.warns(UserWarning, match="oracle: every item of the train data has a label"):
+        fit(learner(oracle="others"), max_epochs=2)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
