@@ -13,7 +13,7 @@ from torch import Tensor
 from framework.active import rounds
 from framework.active.acquisition import PoolScores
 from framework.active.acquisition import acquisition as acquisition_of
-from framework.active.costs import costs_of
+from framework.active.costs import ITEMS, cost_field, costs_of
 from framework.active.history import History
 from framework.active.labelling import LabelFolder
 from framework.active.people import People
@@ -52,7 +52,8 @@ class ActiveLearning(StageCallback):
         initial: Share of the total cost that is labelled at random at the start, in (0, 1].
         budget: Cost of what a round buys: at least 1 in units, below 1 as a share of the total. The last item may
             overshoot it.
-        cost: ``items`` for 1 each, or the name of an attribute of the data set, such as ``words``.
+        cost: ``items`` for 1 each, or the name of an attribute of the data set, such as ``words``. None for what the
+            data set names as its ``unit``, else items.
         epochs_per_round: The most epochs of a round, at least 1.
         training: ``incremental`` goes on from the present weights. ``scratch`` goes back to the state before the first
             step: weights, optimiser, scheduler, and what epochs draw; the checkpoint holds that state, too.
@@ -90,7 +91,7 @@ class ActiveLearning(StageCallback):
         acquisition: str = "mnlp",
         initial: float = 0.01,
         budget: float = 0.02,
-        cost: str = "items",
+        cost: str | None = None,
         epochs_per_round: int = 5,
         training: Literal["incremental", "scratch"] = "incremental",
         max_cost: float | None = None,
@@ -126,6 +127,7 @@ class ActiveLearning(StageCallback):
         self._asked: Tensor | None = None  # what people have been asked to label
         self._measured: dict[str, float] = {}  # by the last validation of this round
         self._snapshot: dict[str, Any] | None = None
+        self._unit = ITEMS
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -140,7 +142,8 @@ class ActiveLearning(StageCallback):
             name = type(trainer.strategy).__name__
             raise ValueError(f"ActiveLearning needs the whole module on every rank, got {name}: use ddp or one device")
         dataset = pool_loader(path).dataset
-        self.pool = LabelPool(costs_of(dataset, self.cost))
+        self._unit = cost_field(dataset) if self.cost is None else self.cost
+        self.pool = LabelPool(costs_of(dataset, self._unit))
         self._seed = run_seed() if self.seed is None else self.seed
         order = torch.randperm(len(self.pool), generator=self._generator("initial"))
         first = within_budget(order, self.pool.costs, self.plan.initial * self.pool.total_cost)
@@ -275,7 +278,7 @@ class ActiveLearning(StageCallback):
 
     def figures(self) -> dict[str, Figure]:
         """Learning curves over the cost of labels, for the Figures callback."""
-        figure = self.history.figure(self.cost)
+        figure = self.history.figure(self._unit)
         return {} if figure is None else {"active_learning": figure}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

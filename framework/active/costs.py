@@ -14,6 +14,26 @@ ITEMS = "items"
 """The field that stands for a cost of 1 an item."""
 
 
+def cost_field(dataset: Any) -> str:
+    """In what the labels of a data set are paid: what its attribute ``unit`` names, such as ``words``, else ``items``.
+
+    Args:
+        dataset: A map-style data set; looked through if it is a ``Subset`` or ``ConcatDataset``.
+
+    Returns:
+        A field for :func:`costs_of`.
+    """
+    unit = getattr(dataset, "unit", None)
+    if isinstance(unit, str):
+        return unit
+    if isinstance(dataset, Subset):
+        return cost_field(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        units = {cost_field(part) for part in dataset.datasets}
+        return units.pop() if len(units) == 1 else ITEMS
+    return ITEMS
+
+
 def costs_of(dataset: Any, field: str = ITEMS) -> Tensor:
     """The cost of every item.
 

@@ -55,6 +55,7 @@ class Sentences(Dataset[Sentence]):
         pieces: Sub-word pieces of the same sentences, for transformers.
 
     Attributes:
+        unit: In what labels are paid: ``words``.
         words: Number of words of each sentence, shape ``(sentences,)``, int64: what its labels cost.
         genres: Genre of each sentence, empty where unknown.
         tokens: The tokens as they were read.
@@ -65,6 +66,8 @@ class Sentences(Dataset[Sentence]):
     Raises:
         ValueError: If a tag is not among ``tag_names``.
     """
+
+    unit = "words"
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federati
 #: place of their own are found by FULGURITE_DATA and need no entry.
 PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
 OWN_FILES = {
+    "active_ner/paper_conll2003": ["--data.path", "btc"],
     "classifier/image_folder": ["--data.path", "shapes"],
     "classifier/table": PLANTS,
     "lds/table": PLANTS,

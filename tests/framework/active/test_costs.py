@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from framework.active.costs import costs_of
+from framework.active.costs import cost_field, costs_of
 
 
 class Texts(Dataset):
@@ -27,6 +27,13 @@ def test_costs_are_found_through_subsets_and_concatenations(words):
     costs = costs_of(Subset(data, [4, 0, 1]), "words")
     assert costs.tolist() == [7, 7, 4]
     assert costs.dtype == torch.int64
+
+
+def test_a_data_set_says_in_what_its_labels_are_paid():
+    paid, free = Texts([1, 2, 3]), TensorDataset(torch.zeros(2, 1))
+    paid.unit = "words"
+    assert cost_field(Subset(ConcatDataset([paid, Subset(paid, [0])]), [1, 3])) == "words"
+    assert cost_field(free) == cost_field(ConcatDataset([paid, free])) == "items"
 
 
 def test_fractions_stay_and_items_cost_one():
