@@ -67,7 +67,7 @@ def seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
         raise RuntimeError("the train loader has not been made yet: call seed_epoch in on_train_epoch_start")
     for loader in loop._combined_loader.flattened:
         _set_sampler_epoch(loader, epoch)
-        for owner in (loader, loader.sampler, loader.batch_sampler):
+        for owner in (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)):
             generator = getattr(owner, "generator", None)
             if generator is not None:  # equal on all ranks, as it was made
                 generator.manual_seed(derive(seed, "generator", epoch))
