@@ -225,27 +225,26 @@ class LSTMDecoder(Decoder):
         last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
         return last.unsqueeze(2) * self.forbidden_end
 
-    def _projected(self, h: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The inputs' share of the gates: of each token, n of shape ``(B, 4 units)``; of each tag before."""
-        weight, _, bias, more_bias = self.lstm.all_weights[0]
+    def _projected(self, h: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Of the gates: each token's share, n of shape ``(B, 4 units)``; each tag's; the weights of the hidden state.
+
+        Decoding goes on token by token, so that all that is known before is multiplied in one go.
+        """
+        weight, recurrent, bias, more_bias = self.lstm.all_weights[0]
         dim = self.embedding.embedding_dim
         of_tags = linear(self.embedding.weight, weight[:, :dim], bias + more_bias)
-        return list(linear(h, weight[:, dim:]).transpose(0, 1).contiguous().unbind()), of_tags
-
-    def _step(self, gates: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g, o = (gates + linear(hidden, self.lstm.all_weights[0][1])).chunk(4, dim=1)
-        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        return o.sigmoid() * cell.tanh(), cell
+        return list(linear(h, weight[:, dim:]).transpose(0, 1).contiguous().unbind()), of_tags, recurrent
 
     def _greedy(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        of_tokens, of_tags = self._projected(h)
+        of_tokens, of_tags, recurrent = self._projected(h)
         after = self._forbidden_after() if self.constrained else None
         last = self._forbidden_last(mask).unbind(1) if self.constrained else ()
         hidden = cell = h.new_zeros(len(h), self.lstm.hidden_size)
         before = mask.new_full((len(h),), self.go, dtype=torch.int64)
         scores, chosen = [], []
         for position, of_token in enumerate(of_tokens):
-            hidden, cell = self._step(of_token + of_tags[before], hidden, cell)
+            gates = of_token + of_tags[before] + linear(hidden, recurrent)
+            hidden, cell = _lstm_step(gates, cell)
             score = self.scores(self.dropout(hidden))
             if after is not None:
                 score = score + after[before] + last[position]
@@ -256,7 +255,7 @@ class LSTMDecoder(Decoder):
 
     def _beam_search(self, h: Tensor, mask: Tensor) -> Tensor:
         """Tags of the likeliest of the sequences that are left at the end, shape ``(B, n)``."""
-        of_tokens, of_tags = self._projected(h)
+        of_tokens, of_tags, recurrent = self._projected(h)
         after, last = self._forbidden_after(), self._forbidden_last(mask).unbind(1)
         batch, beam, count = len(h), self.beam, self.go
         hidden = cell = h.new_zeros(batch * beam, self.lstm.hidden_size)
@@ -269,8 +268,8 @@ class LSTMDecoder(Decoder):
         stay[0] = 0
         chosen, parents = [], []
         for position, (of_token, real) in enumerate(zip(of_tokens, mask.unbind(1))):
-            gates = of_token.repeat_interleave(beam, 0) + of_tags[before]
-            hidden, cell = self._step(gates, hidden, cell)
+            gates = of_token.repeat_interleave(beam, 0) + of_tags[before] + linear(hidden, recurrent)
+            hidden, cell = _lstm_step(gates, cell)
             scores = _full(self.scores(self.dropout(hidden))) + after[before]
             steps = (scores.view(batch, beam, count) + last[position].unsqueeze(1)).log_softmax(2)
             grown = total.unsqueeze(2) + torch.where(real[:, None, None], steps, stay)
@@ -285,6 +284,13 @@ class LSTMDecoder(Decoder):
             path.append(tag.gather(1, at))
             at = parent.gather(1, at)
         return torch.cat(path[::-1], dim=1)
+
+
+def _lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden state and cell of the next position, each of shape ``(B, units)``, as ``nn.LSTM`` orders its gates."""
+    i, f, g, o = gates.chunk(4, dim=1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
 
 
 def _full(x: Tensor) -> Tensor:

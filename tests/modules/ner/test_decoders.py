@@ -64,8 +64,9 @@ def test_losses_are_those_of_a_distribution(kind):
     torch.testing.assert_close((-losses).exp().sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_padding_changes_nothing(kind):
-    decoder = make(kind)
+@pytest.mark.parametrize("beam", [1, 3])
+def test_padding_changes_nothing(kind, beam):
+    decoder = make(kind, **({"beam": beam, "units": 8} if kind is LSTMDecoder else {}))
     h, mask = inputs()
     tags = torch.randint(len(TAGS), mask.shape)
     with torch.no_grad():
