@@ -77,7 +77,9 @@ def dropout_layers(module: nn.Module) -> list[nn.Module]:
         named = "dropout" in type(layer).__name__.lower() or isinstance(layer, _WITH_DROPOUT)
         if isinstance(layer, nn.RNNBase):
             named = layer.dropout > 0 and layer.num_layers > 1
-        if named:
+        rate = getattr(layer, "p", getattr(layer, "dropout", None))
+        rate = getattr(rate, "p", rate)  # a transformer layer's is a layer itself
+        if named and not (isinstance(rate, int | float) and rate == 0):
             found.append(layer)
     return found
 

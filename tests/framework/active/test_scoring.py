@@ -73,6 +73,19 @@ def test_each_kind_of_dropout_really_drops(name):
         assert torch.equal(tower.plain[1].running_mean, mean)  # batch norm learns nothing
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_layers_that_drop_nothing_do_not_count(rate):
+    layers = [
+        nn.Dropout(rate),
+        nn.Dropout2d(rate),
+        nn.MultiheadAttention(4, 2, dropout=rate),
+        nn.TransformerEncoderLayer(4, 2, 4, dropout=rate),
+        nn.LSTM(2, 2, 2, dropout=rate),
+    ]
+    for layer in layers:
+        assert bool(dropout_layers(layer)) == (rate > 0), type(layer).__name__
+
+
 def test_batches_go_by_cost_and_hold_every_item_once():
     costs, indices = torch.tensor([5, 1, 9, 1, 5, 2]), torch.tensor([0, 1, 3, 4, 5])
     assert batches_of(indices, costs, 2) == [[0, 3], [4, 1], [2]]  # 5 5, 2 1, 1
