@@ -1,8 +1,8 @@
 """Training a CNN-CNN tagger with the LSTM decoder against the CRF and the softmax decoder, by the number of tags.
 
 IOBES with 4 entity types has T = 17 tags, with 18 types T = 73. A call is ``steps`` optimiser steps on batches of
-``batch`` sentences of 24 words, so tokens per second are ``24 * batch * steps`` over its seconds. The LSTM decoder reads
-the vectors of the words in a recurrence, whatever T is, and its softmax is O(T) a token; the CRF sums over T x T
+``batch`` sentences of 24 words, so tokens per second are ``24 * batch * steps`` over its seconds. The LSTM decoder
+reads the vectors of the words in a recurrence, whatever T is, and its softmax is O(T) a token; the CRF sums over T x T
 transitions. Ours does so by a matrix product, ``textbook CRF`` by a log-sum-exp, as one would write it first.
 """
 
