@@ -18,7 +18,7 @@ from torch import Tensor
 
 from framework.rundir import run_directory
 
-Key = tuple[int, int, int]
+Key = tuple[int, ...]
 """Where a row belongs: dataloader, item of its data set (or batch), row within the item."""
 
 CLASS_COLUMNS = ("prediction", "target")
@@ -42,7 +42,8 @@ class WritePredictions(BasePredictionWriter):
     Class indices in ``prediction`` and ``target`` are written as names if the datamodule has ``class_names`` (a
     negative target is unknown: an empty cell), and the columns of ``probability`` are named after the classes.
     A module may also have ``prediction_tables() -> dict[str, dict[str, Sequence]]``, called on rank zero; each table
-    becomes a file.
+    becomes a file. Its ``prediction_order``, names of columns of numbers, puts the rows in their order; together they
+    differ in every row (a tagger's tokens come by sentence and position, however its batches were made).
 
     Rows pass through a file on disk, not through memory. With several processes, rows come in the order of the data
     set, and an item that several ranks predicted is written once; the folder must be shared by all nodes. Pass
@@ -63,7 +64,7 @@ class WritePredictions(BasePredictionWriter):
         if format not in ("csv", "parquet"):
             raise ValueError(f"format must be csv or parquet, got {format!r}")
         self.directory = directory
-        self.format = format
+        self.format: str = format
         self._folder = Path()
         self._columns: list[str] | None = None
 
@@ -81,7 +82,7 @@ class WritePredictions(BasePredictionWriter):
 
     @property
     def _parts(self) -> Path:
-        return self._folder / ".parts"
+        return self._folder / f".parts-{self.format}"
 
     def _part(self, rank: int) -> Path:
         return self._parts / f"{rank}.pickle"
@@ -108,7 +109,11 @@ class WritePredictions(BasePredictionWriter):
                 f"{batch_idx}, and {', '.join(self._columns)} before"
             )
         rows = len(next(iter(columns.values())))
-        if not batch_indices or trainer.world_size == 1:  # in the order of arrival; of ranks in turn
+        order: Sequence[str] = getattr(pl_module, "prediction_order", ())
+        keys: list[Key]
+        if order:
+            keys = [(dataloader_idx, *place) for place in zip(*(columns[name] for name in order))]
+        elif not batch_indices or trainer.world_size == 1:  # in the order of arrival; of ranks in turn
             keys = [(dataloader_idx, batch_idx * trainer.world_size + trainer.global_rank, row) for row in range(rows)]
         elif rows == len(batch_indices):
             keys = [(dataloader_idx, index, 0) for index in batch_indices]
@@ -272,7 +277,7 @@ def _rows(part: Path) -> Iterator[tuple[Key, list[str], tuple[Any, ...]]]:
 
 
 def _is_sorted(part: Path) -> bool:
-    last = (-1, -1, -1)
+    last: Key = ()
     for keys, _ in _batches(part):
         for key in keys:
             if key < last:

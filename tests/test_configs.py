@@ -38,19 +38,22 @@ EXCLUDED = {
 #: Modules with which an overlay cannot go, and the line that says so.
 REFUSED = {
     ("LDS", "overlays/active_learning"): r"ActiveLearning (chooses among items|puts items of WholeGraph together)",
+    ("LDS", "overlays/conll"): "LDS has no prediction_order",
+    ("Classifier", "overlays/conll"): "Classifier has no prediction_order",
 }
 #: Overlays that take seconds each, tried on one configuration of each method, module and data.
 SLOW = ("overlays/figures", "overlays/wandb")
 #: What an overlay leaves in the run directory.
 LEAVES = {
     "overlays/active_learning": "active_learning.*",
+    "overlays/conll": "predictions/*.conll",
     "overlays/figures": "figures/*.png",
     "overlays/predictions": "predictions/*.csv",
     "overlays/tensorboard": "events.out.tfevents.*",
     "overlays/wandb": "wandb/offline-run-*/run-*.wandb",
 }
 #: Overlays that act on another command than ``fit``.
-COMMANDS = {"overlays/predictions": ["predict", "--ckpt_path", "none"]}
+COMMANDS = {f"overlays/{name}": ["predict", "--ckpt_path", "none"] for name in ("conll", "predictions")}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
         assert not Path("runs").exists()
         return
     if (kind(name)[1], overlay) in REFUSED:
-        line = fails(capsys, command, "-c", name, *OWN_FILES.get(name, []), "-c", overlay)
+        line = fails(capsys, command, "-c", name, *OWN_FILES.get(name, []), *more, "-c", overlay)
         assert re.search(REFUSED[kind(name)[1], overlay], line)
         assert not Path("runs").exists()
         return

@@ -32,11 +32,14 @@ class Annotated(NamedTuple):
         tokens: Tokens of each sentence, never none.
         tags: IOBES tags of each sentence, one per token; None for a sentence without labels.
         genres: Genre of each sentence, from a comment ``# genre = x`` before it; empty where there is none.
+        comments: Comment lines before each sentence, joined by line feeds; empty where there are none. Without any
+            sentence for text that knows no comments.
     """
 
     tokens: list[list[str]]
     tags: list[list[str] | None]
     genres: list[str]
+    comments: Sequence[str] = ()
 
     @property
     def types(self) -> list[str]:
@@ -46,7 +49,7 @@ class Annotated(NamedTuple):
     def take(self, indices: Iterable[int]) -> Annotated:
         """Some of the sentences, in the order given."""
         kept = list(indices)
-        return Annotated(*([part[i] for i in kept] for part in self))  # type: ignore[arg-type]
+        return Annotated(*([part[i] for i in kept] if part else part for part in self))  # type: ignore[arg-type]
 
 
 def read_conll(
@@ -78,9 +81,12 @@ def read_conll(
         raise ValueError(f"scheme must be one of auto, {', '.join(SCHEMES)}, got {scheme!r}")
     lines = read_text(path).split("\n")
     layout = _Layout.of(path, lines, tag_column, token_column)
-    found, genre = Annotated([], [], []), ""
     tokens: list[str] = []
     raw: list[str] = []
+    before: list[str] = []
+    comments: list[str] = []
+    genre = ""
+    found = Annotated([], [], [], comments)
     for number, line in enumerate((*lines, ""), 1):
         columns = layout.columns(line, number)
         if columns is not None and columns[layout.token] != DOCUMENT:
@@ -89,11 +95,13 @@ def read_conll(
         elif columns is None and line.startswith("#"):
             comment = _GENRE.match(line)
             genre = comment.group(1) if comment else genre
+            before.append(line)
         elif tokens:
             found.tokens.append(tokens)
             found.tags.append(_labels(raw, scheme, path, number - len(raw)))
             found.genres.append(genre)
-            tokens, raw, genre = [], [], ""
+            comments.append("\n".join(before))
+            tokens, raw, genre, before = [], [], "", []
     if not found.tokens:
         raise ValueError(f"{path} holds no sentence")
     return found
@@ -228,7 +236,7 @@ def write_conll(
     path: str | Path,
     tokens: Iterable[Sequence[str]],
     *columns: Iterable[Sequence[str | float]],
-    genres: Iterable[str] | None = None,
+    comments: Iterable[str] | None = None,
 ) -> None:
     """Write sentences as columns separated by tabs; the file appears under its name once it is complete.
 
@@ -237,7 +245,8 @@ def write_conll(
         tokens: Tokens of each sentence.
         *columns: Further columns, such as tags and the confidence in each: a value per token of each sentence. Floats
             are written with four decimals.
-        genres: Genre of each sentence, written as ``# genre = x`` before it unless empty.
+        comments: Comment lines of each sentence, joined by line feeds, written before it; empty for none. Their tabs
+            become spaces, or they could look like tokens.
 
     Raises:
         ValueError: If a column is of another length than the tokens, or a value holds a tab or a line break.
@@ -245,7 +254,7 @@ def write_conll(
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    marks = repeat("") if genres is None else iter(genres)
+    before = repeat("") if comments is None else iter(comments)
     parts: list[str] = []
     for number, (words, *rest) in enumerate(zip(tokens, *columns, strict=True)):
         if any(len(column) != len(words) for column in rest):
@@ -254,8 +263,8 @@ def write_conll(
         lines = ["\t".join(map(_written, row)) for row in zip(words, *rest)]
         if any(line.count("\t") != len(rest) or "\n" in line or "\r" in line for line in lines):
             raise ValueError(f"sentence {number} has a tab or line break inside a value: {lines}")
-        genre = next(marks)
-        parts += [f"# genre = {genre}\n"] if genre else []
+        comment = next(before).replace("\t", " ")
+        parts += [f"{comment}\n"] if comment else []
         parts.append("\n".join(lines) + "\n\n")
     data = "".join(parts).encode()
     partial.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

@@ -58,6 +58,7 @@ class Sentences(Dataset[Sentence]):
         unit: In what labels are paid: ``words``.
         words: Number of words of each sentence, shape ``(sentences,)``, int64: what its labels cost.
         genres: Genre of each sentence, empty where unknown.
+        comments: Comment lines before each sentence, or nothing; see :class:`framework.text.conll.Annotated`.
         tokens: The tokens as they were read.
         tags: Tag numbers of all tokens of all sentences in turn, shape ``(sum of words,)``, int64; -100 without label.
         offsets: Where each sentence begins in ``tags``, and the end, shape ``(sentences + 1,)``.
@@ -80,6 +81,7 @@ class Sentences(Dataset[Sentence]):
         if max_word_length < 1:
             raise ValueError(f"max_word_length must be at least 1, got {max_word_length}")
         self.tokens, self.genres, self.tag_names = annotated.tokens, annotated.genres, list(tag_names)
+        self.comments = annotated.comments
         self.words = torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.int64)
         self.offsets = torch.tensor([0, *accumulate(map(len, self.tokens))], dtype=torch.int64)
         # Every spelling is looked up once, however often it occurs.

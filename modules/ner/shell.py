@@ -60,6 +60,7 @@ class SequenceTagger(LightningModule):
     """
 
     monitor, mode = "val/f1", "max"
+    prediction_order = ("sentence", "position")
     network: Network
     kind: Tensor
 
@@ -107,7 +108,7 @@ class SequenceTagger(LightningModule):
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, list[Any]]:
+    def predict_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Columns with a row for each token.
 
         Returns:
@@ -149,10 +150,7 @@ class SequenceTagger(LightningModule):
         self._report("test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.lr is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr
+        optimizer = self.optimizer(self.parameter_groups())
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
@@ -160,6 +158,10 @@ class SequenceTagger(LightningModule):
         watched = "val/loss" if getattr(scheduler, "mode", None) == "min" else self.monitor
         watched = getattr(scheduler, "monitor", watched)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": watched}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is made from: parameters, with a learning rate of their own where one is given."""
+        return [{"params": list(self.parameters()), **({} if self.lr is None else {"lr": self.lr})}]
 
     def figures(self) -> dict[str, Figure]:
         """Of the last validation and the last test: tokens by true and predicted type, and the scores of each type."""

@@ -98,8 +98,8 @@ def test_parquet_whose_first_rows_are_unlabelled(tmp_path):
 
 def test_a_second_predict_replaces_the_first(tmp_path):
     predict(tmp_path, Sign(), Numbers(n=7))
-    (tmp_path / "predictions" / ".parts").mkdir()  # as a killed run leaves it
-    (tmp_path / "predictions" / ".parts" / "0.pickle").write_bytes(b"half")
+    (tmp_path / "predictions" / ".parts-csv").mkdir()  # as a killed run leaves it
+    (tmp_path / "predictions" / ".parts-csv" / "0.pickle").write_bytes(b"half")
     predict(tmp_path, Sign(), Numbers(n=3))
     assert len(rows(tmp_path / "predictions" / "predictions.csv")) == 4
 
@@ -125,6 +125,17 @@ def test_one_process_keeps_the_order_and_repeats_of_its_loader(tmp_path):
     predict(tmp_path, Sign(), Numbers(sampler=[5, 1, 1, 3]))
     got = [row[-1] for row in rows(tmp_path / "predictions" / "predictions.csv")[1:]]
     assert got == ["no. 3", "no. -1", "no. -1", "no. 1"]
+
+
+def test_rows_come_in_the_order_that_the_module_names(tmp_path):
+    class Backwards(Sign):
+        prediction_order = ("place",)
+
+        def predict_step(self, batch, batch_idx):
+            return {"item": batch[0], "place": [-int(v) for v in batch[0]]}
+
+    predict(tmp_path, Backwards(), Numbers())
+    assert [row[1] for row in rows(tmp_path / "predictions" / "predictions.csv")[1:]] == [str(n) for n in range(-4, 3)]
 
 
 def test_the_modules_own_tables_are_written(tmp_path):

@@ -66,6 +66,8 @@ def test_tabs_comments_hashtags_and_empty_tokens(write):
     assert found.tokens == [["#", "#tag", "New York"], ["alone"], ["", "end"]]
     assert found.tags == [["O", "S-X", "O"], ["S-X"], ["O", "S-X"]]
     assert found.genres == ["news", "", "web"]
+    assert found.comments == ["# genre = news", "# other = 1", "# genre = web"]
+    assert found.take([2, 0]).comments == ["# genre = web", "# genre = news"]
     assert found.types == ["X"]
 
 
@@ -154,10 +156,12 @@ def test_what_is_written_is_read_again(tmp_path_factory, sentences, name):
     path = tmp_path_factory.mktemp("conll") / "sub" / name
     tags = [from_spans([("X", 0, len(tokens))], len(tokens)) for tokens in sentences]
     confidence = [[0.25] * len(tokens) for tokens in sentences]
-    genres = ["" if k % 2 else "a b" for k in range(len(sentences))]
-    write_conll(path, sentences, tags, confidence, genres=genres)
+    comments = ["" if k % 2 else "# id = 7\n# genre = a b\n#x\ty\tz" for k in range(len(sentences))]
+    write_conll(path, sentences, tags, confidence, comments=comments)
     found = read_conll(path, tag_column=1, scheme="iobes")
-    assert (found.tokens, found.tags, found.genres) == (sentences, tags, genres)
+    assert (found.tokens, found.tags) == (sentences, tags)
+    assert found.comments == [comment.replace("\t", " ") for comment in comments]
+    assert found.genres == ["" if k % 2 else "a b" for k in range(len(sentences))]
     assert read_conll(path, tag_column=None, token_column=2).tokens == [["0.2500"] * len(s) for s in sentences]
     assert os.listdir(path.parent) == [name]
 
