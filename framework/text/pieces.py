@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -56,11 +58,7 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer  # heavy: only for transformers
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tokenizer {name!r} cannot be loaded: {reason}") from error
+    tokenizer = load_pretrained("tokenizer", AutoTokenizer, name, add_prefix_space=True)
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {name!r} must be a fast one, which knows the pieces of each word")
     return tokenizer
@@ -69,8 +67,7 @@ def load_tokenizer(name: str) -> Any:
 def encode_pieces(tokenizer: Any, sentences: Sequence[Sequence[str]], chunk: int = 1024) -> Pieces:
     """Split the words of sentences into pieces.
 
-    A word without any piece (such as a lone control character) becomes the unknown piece. Of a sentence longer than the
-    model can read, only the first piece of each word is kept.
+    A word without any piece (such as a lone control character) becomes the unknown piece. Nothing is cut off.
 
     Args:
         tokenizer: A fast tokenizer of Hugging Face.
@@ -79,11 +76,7 @@ def encode_pieces(tokenizer: Any, sentences: Sequence[Sequence[str]], chunk: int
 
     Returns:
         The pieces.
-
-    Raises:
-        ValueError: If a sentence has more words than the model can read pieces.
     """
-    limit = min(int(tokenizer.model_max_length), 2**31)  # an absurdly large number stands for "not known"
     ids: list[int] = []
     offsets, first = [0], []
     for begin in range(0, len(sentences), chunk):
@@ -95,18 +88,41 @@ def encode_pieces(tokenizer: Any, sentences: Sequence[Sequence[str]], chunk: int
                 for gap in gaps:
                     tokens[gap] = tokenizer.unk_token
             coded = _encode(tokenizer, part)
-        for i, tokens in enumerate(part):
-            row, words = coded["input_ids"][i], coded.word_ids(i)
-            if len(row) > limit:
-                kept = [k for k, word in enumerate(words) if word is None or word != words[k - 1]]
-                row, words = [row[k] for k in kept], [words[k] for k in kept]
-            if len(row) > limit:
-                raise ValueError(f"sentence {begin + i} has {len(tokens)} words, and the model reads {limit} pieces")
+        for i, row in enumerate(coded["input_ids"]):
+            words = coded.word_ids(i)
             first += [k for k, word in enumerate(words) if word is not None and (k == 0 or word != words[k - 1])]
             ids += row
             offsets.append(len(ids))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Pieces(torch.tensor(ids), torch.tensor(offsets), torch.tensor(first), int(padding))
+
+
+def load_pretrained(kind: str, auto: Any, name: str, **options: Any) -> Any:
+    """Something of Hugging Face, from a folder or the local cache, or else fetched.
+
+    Args:
+        kind: What it is, for the error.
+        auto: A class with ``from_pretrained``.
+        name: Name of a model, or its folder.
+        **options: More arguments of ``from_pretrained``.
+
+    Returns:
+        What ``from_pretrained`` returns.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local:
+        with suppress(OSError, ValueError):  # the cache first: asking a network that is down takes half a minute
+            return auto.from_pretrained(name, local_files_only=True, **options)
+    try:
+        return auto.from_pretrained(str(folder) if local else name, local_files_only=local, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        hint = "" if local else ". It is no folder either: give one with its files where there is no network"
+        raise ValueError(f"{kind} {name!r} cannot be loaded: {reason}{hint}") from error
 
 
 def _encode(tokenizer: Any, part: list[list[str]]) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ from modules.ner.encoders import Activation, CharCNN, CharLSTM, WordCNN, WordLST
 CharEncoder = Literal["cnn", "lstm", "none"]
 WordEncoder = Literal["cnn", "lstm"]
 TagDecoder = Literal["lstm", "crf", "softmax"]
+CHOICES = {
+    "char_encoder": get_args(CharEncoder),
+    "word_encoder": get_args(WordEncoder),
+    "decoder": get_args(TagDecoder),
+    "activation": get_args(Activation),
+}
 
 
 class TaggerNetwork(nn.Module):
@@ -90,26 +96,7 @@ class TaggerNetwork(nn.Module):
         constrained: bool = False,
     ) -> None:
         super().__init__()
-        check_tags(tags)
-        given = dict(locals())
-        for name in ("words", "characters"):
-            if given[name] <= EOS + 1:
-                raise ValueError(f"{name} must be more than {EOS + 1} (the special ids), got {given[name]}")
-        positive = ("dim", "filters", "width", "layers", "units", "beam")
-        for name, value in given.items():
-            if name.endswith(positive) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-            if name.endswith("_width") and value % 2 == 0:
-                raise ValueError(f"{name} must be odd, so that a filter has a middle, got {value}")
-            if name.endswith(("_dropout", "unk_rate")) and not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value}")
-        options = {"char_encoder": CharEncoder, "word_encoder": WordEncoder, "decoder": TagDecoder}
-        for name, choices in {**options, "activation": Activation}.items():
-            if given[name] not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {given[name]!r}")
-        if beam > 1 and decoder != "lstm":
-            raise ValueError(f"beam must be 1 with decoder {decoder}, which finds the best tags without, got {beam}")
-
+        check_arguments(locals())
         self.unk_rate = unk_rate
         self.embedding = nn.Embedding(words, word_dim, padding_idx=PAD)
         bound = (3 / word_dim) ** 0.5  # vectors of length 1 on average, as in Ma and Hovy (2016)
@@ -128,14 +115,8 @@ class TaggerNetwork(nn.Module):
             self.words = WordCNN(*shape, encoder_dropout, activation, residual)
         else:
             self.words = WordLSTM(inputs, word_units, encoder_dropout)
-        self.decoder: Decoder
-        if decoder == "lstm":
-            self.decoder = LSTMDecoder(
-                self.words.outputs, tags, decoder_units, tag_dim, decoder_dropout, beam, constrained
-            )
-        else:
-            kind = CRFDecoder if decoder == "crf" else SoftmaxDecoder
-            self.decoder = kind(self.words.outputs, tags, constrained)
+        sizes = (decoder_units, tag_dim, decoder_dropout, beam)
+        self.decoder = make_decoder(decoder, self.words.outputs, tags, *sizes, constrained)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Vectors of the real tokens in context, shape ``(B, n, width)``: what the decoder reads."""
@@ -164,9 +145,40 @@ class TaggerNetwork(nn.Module):
         return (self.embedding(batch.words[:, 1:-1]) * real).sum(1) / real.sum(1)
 
 
-def check_tags(tags: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless these are names of IOBES tags, each once, ``O`` among them."""
+def make_decoder(
+    kind: TagDecoder,
+    inputs: int,
+    tags: Sequence[str],
+    units: int,
+    tag_dim: int,
+    dropout: float,
+    beam: int,
+    constrained: bool,
+) -> Decoder:
+    """The tag decoder of a name; ``units`` to ``beam`` are of the LSTM decoder alone."""
+    if kind == "lstm":
+        return LSTMDecoder(inputs, tags, units, tag_dim, dropout, beam, constrained)
+    return (CRFDecoder if kind == "crf" else SoftmaxDecoder)(inputs, tags, constrained)
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless the arguments of a network are in range; their names tell what they are."""
+    tags = given["tags"]
     for tag in tags:
         split_tag(tag)
     if "O" not in tags or len(set(tags)) < max(len(tags), 2):
         raise ValueError(f"tags must be O and at least one other name, each once, got {list(tags)}")
+    for name, value in given.items():
+        if name in ("words", "characters") and value <= EOS + 1:
+            raise ValueError(f"{name} must be more than {EOS + 1} (the special ids), got {value}")
+        if name.endswith(("dim", "filters", "width", "layers", "units", "beam")) and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        if name.endswith("_width") and value % 2 == 0:
+            raise ValueError(f"{name} must be odd, so that a filter has a middle, got {value}")
+        if name.endswith(("dropout", "unk_rate")) and not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
+    decoder, beam = given["decoder"], given["beam"]
+    if beam > 1 and decoder != "lstm":
+        raise ValueError(f"beam must be 1 with decoder {decoder}, which finds the best tags without, got {beam}")

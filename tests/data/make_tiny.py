@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import pickle
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,25 @@ def _sentence(
     return tokens
 
 
+def tiny_encoder(folder: Path, words: Sequence[str] = (), positions: int = 64) -> Path:
+    """A folder ``encoder`` with the configuration and the tokenizer of a tiny BERT, without weights.
+
+    Its pieces are the words given, and single characters.
+    """
+    place = folder / "encoder"
+    place.mkdir(parents=True, exist_ok=True)
+    characters = [chr(code) for code in range(33, 127)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{each}" for each in characters)]
+    pieces += [word for word in words if word not in pieces]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = {"model_type": "bert", "vocab_size": len(pieces), "max_position_embeddings": positions, **sizes}
+    (place / "config.json").write_text(json.dumps(config, indent=1))
+    (place / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    told = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": positions}
+    (place / "tokenizer_config.json").write_text(json.dumps(told, indent=1))
+    return place
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Write bytes in the gzipped IDX format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +211,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 def everything(folder: Path) -> None:
     """Write all of them; ``folder`` can stand for ``FULGURITE_DATA``."""
-    for make in (tiny_table, tiny_images, tiny_mnist, tiny_conll):
+    for make in (tiny_table, tiny_images, tiny_mnist, tiny_conll, tiny_encoder):
         make(folder)
     for name in ("cora", "citeseer"):
         tiny_planetoid(folder, name)

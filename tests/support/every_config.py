@@ -14,6 +14,7 @@ CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federati
 PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
 OWN_FILES = {
     "active_ner/paper_conll2003": ["--data.path", "btc"],
+    "active_ner/transformer": ["--model.encoder", "encoder", "--model.pretrained", "false"],
     "classifier/image_folder": ["--data.path", "shapes"],
     "classifier/table": PLANTS,
     "lds/table": PLANTS,

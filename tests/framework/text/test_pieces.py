@@ -45,13 +45,10 @@ def test_batches_carry_pieces(folder):
     assert torch.equal(batch.mask, torch.tensor([[True, True, False], [True, True, True]]))
 
 
-def test_long_sentences_keep_the_first_piece_of_each_word(folder):
-    tokenizer = load_tokenizer(folder)
-    pieces = encode_pieces(tokenizer, [["player", "playing", "abc", "the"]])
-    assert pieces.ids.tolist() == [2, 4, 4, 8, 7, 3]
-    assert pieces.first.tolist() == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="sentence 1 has 7 words, and the model reads 8 pieces"):
-        encode_pieces(tokenizer, [["the"], ["the"] * 7])
+def test_long_sentences_keep_all_their_pieces(folder):
+    pieces = encode_pieces(load_tokenizer(folder), [["player", "playing", "abc", "the"]])
+    assert pieces.ids.tolist() == [2, 4, 6, 4, 5, 8, 9, 10, 7, 3]
+    assert pieces.first.tolist() == [1, 3, 5, 8]
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
