@@ -24,6 +24,8 @@
         callable: scripts.experiments.lds:sklearn_rows
         arguments: {trees: 100}
 
+A configuration is a shipped name, or a file as seen from the checkout.
+
 A callable gets ``data`` (the label), ``seed`` and the arguments by name, and returns ``{row: {"metrics": {...}}}``,
 with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters. What ``collect`` names gets the
 run's directory, checkpoints and all, and returns ``metrics`` and ``curves`` to record besides. ``preload`` may list
@@ -44,6 +46,7 @@ from typing import Any
 
 from framework.configuration import Configuration, find, read
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED_KEYS = ("seed_everything", "data.seed")
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 """What every run is given besides, since nobody watches it."""
@@ -128,14 +131,17 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows ``fulgurite``, without what only concerns how the run is shown and stored."""
-        keys = {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)}
-        return ["fit", *(part for layer in self.layers for part in ("-c", layer)), *options(keys)]
+        """What follows ``fulgurite`` in any folder, without what only concerns how the run is shown and stored."""
+        return self._arguments([str(_find(layer)) for layer in self.layers])
 
     @property
     def command(self) -> str:
-        """What to type to repeat it."""
-        return shlex.join(["scripts/fulgurite", *self.arguments])
+        """What to type in the checkout to repeat it."""
+        return shlex.join(["scripts/fulgurite", *self._arguments(self.layers)])
+
+    def _arguments(self, layers: Sequence[str]) -> list[str]:
+        keys = {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)}
+        return ["fit", *(part for layer in layers for part in ("-c", layer)), *options(keys)]
 
     @property
     def hash(self) -> str:
@@ -379,12 +385,18 @@ def _text(value: Any) -> str:
 def _resolved(layers: Sequence[str], keys: Mapping[str, Any]) -> Mapping[str, Any]:
     configuration = Configuration("fit")
     for layer in layers:
-        configuration.layer(find(layer))
+        configuration.layer(_find(layer))
     for key, value in keys.items():
         configuration.override(key, _text(value))
     values = configuration.interpolated()
     values.pop("about", None)
     return values
+
+
+def _find(layer: str) -> Path:
+    """A layer's file, wherever ``scripts/reproduce`` was started: seen from the checkout, or the shipped one."""
+    here = ROOT / layer
+    return here if here.is_file() else find(layer)
 
 
 def _hash(value: Any) -> str:

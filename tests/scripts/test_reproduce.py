@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from framework.evaluation.records import read_records
-from scripts._reproduce.experiments import Experiments, Select
+from scripts._reproduce.experiments import Experiments, Run, Select, load
 from scripts._reproduce.main import main
 from scripts._reproduce.workers import best_row, finished, outcome, run_all
 
@@ -71,6 +71,18 @@ def test_seeds_rows_and_data_can_be_narrowed_and_seeds_extended(tmp_path):
     assert [cell.seed for cell in e.cells(["by loss"], ["a"], 4)] == [3, 7, 8, 9]
     assert [cell.seed for cell in e.cells(["by loss"], ["a"], 1)] == [3]
     assert [cell.seed for cell in e.cells(["by loss"], ["a"], [5])] == [5]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_is_declared_is_found_from_any_folder(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = load(file, tmp_path / "runs").cells(seeds=1)
+    assert cells
+    for run in (job for cell in cells for job in cell.jobs if isinstance(job, Run)):
+        assert str(ROOT) not in run.command  # records hold commands that can be typed elsewhere
+        places = [Path(word) for flag, word in zip(run.arguments, run.arguments[1:]) if flag == "-c"]
+        assert places
+        assert all(place.is_absolute() and place.is_file() for place in places)
 
 
 def test_rows_of_the_same_runs_share_them(tmp_path):
