@@ -18,6 +18,7 @@ from framework.active.decisions import Decisions
 from framework.text.batch import IGNORED
 from framework.text.tags import split_tag
 from modules.ner.crf import Transitions, chain_rule, log_partition, path_score, viterbi
+from modules.ner.lstm import LSTM
 
 FORBIDDEN = -1e4
 """What the score of a forbidden tag is lowered by: its probability is 0, and 0 times its logarithm is 0, not NaN."""
@@ -179,7 +180,7 @@ class LSTMDecoder(Decoder):
         super().__init__(tags, constrained)
         self.go, self.beam = len(tags), beam  # [GO] is what stands before the first tag
         self.embedding = nn.Embedding(len(tags) + 1, dim)
-        self.lstm = nn.LSTM(dim + inputs, units, batch_first=True)
+        self.lstm = LSTM(dim + inputs, units, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.scores = nn.Linear(units, len(tags))
 

@@ -6,11 +6,37 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from modules.ner.lstm import LSTM
 
 Activation = Literal["relu", "gelu", "tanh"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class Convolution(nn.Conv1d):
+    """A convolution that keeps the number of positions, as one matrix product over neighbours beside one another.
+
+    On a CPU, routines for convolution prepare themselves for every new shape, and batches of sentences hardly ever
+    repeat one.
+
+    Args:
+        inputs: Width of a position of the input.
+        filters: Width of a position of the output.
+        width: Positions that a filter sees, odd.
+    """
+
+    def __init__(self, inputs: int, filters: int, width: int) -> None:
+        super().__init__(inputs, filters, width, padding=width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of shape ``(batch, positions, filters)``, from input of shape ``(batch, positions, inputs)``."""
+        width, beyond = self.kernel_size[0], self.kernel_size[0] // 2
+        around = pad(x, (0, 0, beyond, beyond))
+        seen = torch.cat([around[:, start : start + x.shape[1]] for start in range(width)], dim=2)
+        return linear(seen, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 class Convolutions(nn.Module):
@@ -41,9 +67,9 @@ class Convolutions(nn.Module):
     ) -> None:
         super().__init__()
         widths = [inputs, *[filters] * layers]
-        self.convolutions = nn.ModuleList(nn.Conv1d(a, filters, width, padding=width // 2) for a in widths[:-1])
+        self.convolutions = nn.ModuleList(Convolution(a, filters, width) for a in widths[:-1])
         self.skips = nn.ModuleList(
-            nn.Conv1d(a, filters, 1, bias=False) if a != filters else nn.Identity()
+            nn.Linear(a, filters, bias=False) if a != filters else nn.Identity()
             for a in (widths[:-1] if residual else [])
         )
         self.activation = ACTIVATIONS[activation]()
@@ -53,13 +79,13 @@ class Convolutions(nn.Module):
         """Encode positions.
 
         Args:
-            x: Input of shape ``(batch, inputs, positions)``.
+            x: Input of shape ``(batch, positions, inputs)``.
             real: True where there is no padding, shape ``(batch, positions)``.
 
         Returns:
-            Output of shape ``(batch, filters, positions)``; what stands at padding has no meaning.
+            Output of shape ``(batch, positions, filters)``; what stands at padding has no meaning.
         """
-        padding = ~real.unsqueeze(1)
+        padding = ~real.unsqueeze(2)
         for number, convolution in enumerate(self.convolutions):
             x = (self.dropout(x) if number else x).masked_fill(padding, 0)
             y = self.activation(convolution(x))
@@ -92,8 +118,8 @@ class CharCNN(nn.Module):
     def forward(self, chars: Tensor) -> Tensor:
         """Vectors of words, shape ``(words, outputs)``, from character ids, shape ``(words, characters)``."""
         real = chars != 0
-        x = self.convolutions(self.embedding(chars).transpose(1, 2), real)
-        return x.masked_fill(~real.unsqueeze(1), -torch.inf).amax(dim=2)
+        x: Tensor = self.convolutions(self.embedding(chars), real)
+        return x.masked_fill(~real.unsqueeze(2), -torch.inf).amax(dim=1)
 
 
 class CharLSTM(nn.Module):
@@ -111,7 +137,7 @@ class CharLSTM(nn.Module):
     def __init__(self, characters: int, dim: int = 25, units: int = 25) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, dim, padding_idx=0)
-        self.lstm = nn.LSTM(dim, units, batch_first=True, bidirectional=True)
+        self.lstm = LSTM(dim, units, batch_first=True, bidirectional=True)
         self.outputs = 2 * units
 
     def forward(self, chars: Tensor) -> Tensor:
@@ -162,8 +188,7 @@ class WordCNN(nn.Module):
         Returns:
             Vectors of words in context, shape ``(batch, positions, outputs)``; at padding they have no meaning.
         """
-        top = self.convolutions(x.transpose(1, 2), real).transpose(1, 2)
-        return torch.cat([self.dropout(top), x], dim=2)
+        return torch.cat([self.dropout(self.convolutions(x, real)), x], dim=2)
 
 
 class WordLSTM(nn.Module):
@@ -179,7 +204,7 @@ class WordLSTM(nn.Module):
 
     def __init__(self, inputs: int, units: int = 100, dropout: float = 0.5) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(inputs, units, batch_first=True, bidirectional=True)
+        self.lstm = LSTM(inputs, units, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
         self.outputs = 2 * units
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from framework.active.decisions import Decisions
+from framework.optimizers import fuse
 from framework.text.batch import TokenBatch
 from framework.text.tags import split_tag
 from modules.classifier import confusion_figure
@@ -150,7 +151,7 @@ class SequenceTagger(LightningModule):
         self._report("test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = fuse(self.optimizer(self.parameter_groups()))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)

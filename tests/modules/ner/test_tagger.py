@@ -11,6 +11,7 @@ from torch import nn
 
 from framework.active.scores import least_confidence, mnlp, variation_ratio
 from framework.text.batch import BOS, EOS, PAD, UNK
+from modules.ner.encoders import Convolution
 from modules.ner.tagger import TaggerNetwork
 
 ALL = list(itertools.product(("cnn", "lstm", "none"), ("cnn", "lstm"), ("lstm", "crf", "softmax")))
@@ -127,6 +128,23 @@ def test_the_mean_embedding_is_of_real_words(data):
     for row, n in enumerate(batch.lengths.tolist()):
         expected = network.embedding.weight[batch.words[row, 1 : n + 1]].mean(0)
         torch.testing.assert_close(means[row], expected)
+
+
+@pytest.mark.parametrize(("width", "positions"), [(1, 4), (3, 1), (3, 9), (5, 2), (7, 6)])
+def test_convolution_is_that_of_torch(width, positions):
+    torch.manual_seed(0)
+    ours = Convolution(6, 10, width).double()
+    theirs = nn.Conv1d(6, 10, width, padding=width // 2).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, positions, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, positions, 10, dtype=torch.float64)
+
+    def gradients(y, layer):
+        return torch.autograd.grad((y * weights).sum(), [x, layer.weight, layer.bias])
+
+    y, expected = ours(x), theirs(x.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradients(y, ours), gradients(expected, theirs))
 
 
 def test_widths_of_the_paper(data):
