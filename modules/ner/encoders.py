@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, linear, pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from modules.ner.lstm import LSTM
@@ -96,7 +97,8 @@ class Convolutions(nn.Module):
 class CharCNN(nn.Module):
     """Words from their characters: embedding, convolutions with ReLU and residuals, the maximum over real characters.
 
-    Shen et al. (2018), section 3.1 (the paper: one layer, 50 filters, width 5).
+    Shen et al. (2018), section 3.1 (the paper: one layer, 50 filters, width 5). What the first layer makes of a
+    character at a place of the filter depends on the character alone: it is looked up and summed, not multiplied.
 
     Args:
         characters: Number of character ids, 0 being padding.
@@ -112,14 +114,31 @@ class CharCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, dim, padding_idx=0)
-        self.convolutions = Convolutions(dim, filters, width, layers, dropout, residual=True)
+        self.first = Convolution(dim, filters, width)
+        self.skip = nn.Linear(dim, filters, bias=False) if dim != filters else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.deeper = Convolutions(filters, filters, width, layers - 1, dropout, residual=True) if layers > 1 else None
         self.outputs = filters
 
     def forward(self, chars: Tensor) -> Tensor:
         """Vectors of words, shape ``(words, outputs)``, from character ids, shape ``(words, characters)``."""
         real = chars != 0
-        x: Tensor = self.convolutions(self.embedding(chars), real)
+        x = self._first_layer(chars)
+        if self.deeper is not None:
+            x = self.deeper(self.dropout(x), real)
         return x.masked_fill(~real.unsqueeze(2), -torch.inf).amax(dim=1)
+
+    def _first_layer(self, chars: Tensor) -> Tensor:
+        """Shape ``(words, characters, filters)``."""
+        vectors, weight = self.embedding.weight, self.first.weight
+        tables = torch.einsum("ci,fiw->wcf", vectors, weight)  # by place in the filter
+        beyond = len(tables) // 2
+        around, length = pad(chars, (beyond, beyond)), chars.shape[1]
+        places = (
+            embedding(around[:, start : start + length], table, padding_idx=0) for start, table in enumerate(tables)
+        )
+        y = functools.reduce(torch.add, places, cast(Tensor, self.first.bias))
+        return y.relu() + embedding(chars, self.skip(vectors), padding_idx=0)
 
 
 class CharLSTM(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from framework.active.scores import least_confidence, mnlp, variation_ratio
 from framework.text.batch import BOS, EOS, PAD, UNK
-from modules.ner.encoders import Convolution
+from modules.ner.encoders import CharCNN, Convolution
 from modules.ner.tagger import TaggerNetwork
 
 ALL = list(itertools.product(("cnn", "lstm", "none"), ("cnn", "lstm"), ("lstm", "crf", "softmax")))
@@ -147,6 +147,30 @@ def test_convolution_is_that_of_torch(width, positions):
     torch.testing.assert_close(gradients(y, ours), gradients(expected, theirs))
 
 
+@pytest.mark.parametrize(("dim", "layers"), [(6, 1), (8, 1), (6, 3)])
+def test_characters_are_convolved_as_by_torch(dim, layers):
+    torch.manual_seed(0)
+    encoder = CharCNN(12, dim, filters=8, width=5, layers=layers, dropout=0.0).double()
+    chars = torch.randint(1, 12, (7, 9)) * (torch.arange(9) < torch.tensor([9, 1, 4, 2, 5, 3, 6]).unsqueeze(1))
+    real = (chars != 0).unsqueeze(1)
+
+    x = encoder.embedding(chars).transpose(1, 2)
+    layer = encoder.first
+    for number in range(layers):
+        x = x * real
+        if number:
+            layer = encoder.deeper.convolutions[number - 1]
+        y = nn.functional.conv1d(x, layer.weight, layer.bias, padding=2).relu()
+        x = y + (x if number or dim == 8 else encoder.skip(x.transpose(1, 2)).transpose(1, 2))
+    expected = x.masked_fill(~real, -torch.inf).amax(2)
+    torch.testing.assert_close(encoder(chars), expected)
+
+    weights, parameters = torch.randn_like(expected), list(encoder.parameters())
+    found = torch.autograd.grad((encoder(chars) * weights).sum(), parameters)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), parameters))
+    assert not found[0][0].any()  # the vector of padding stays zero
+
+
 def test_widths_of_the_paper(data):
     network = TaggerNetwork(**data.sizes)
     assert network(data.batch()).shape[2] == 800 + 50 + 100  # the top layer beside its input
@@ -154,8 +178,8 @@ def test_widths_of_the_paper(data):
         (800, 150, 3),
         (800, 800, 3),
     ]
-    (convolution,) = network.characters.convolutions.convolutions
-    assert convolution.weight.shape == (50, 25, 5)
+    assert network.characters.first.weight.shape == (50, 25, 5)
+    assert network.characters.deeper is None
 
 
 @pytest.mark.parametrize(
