@@ -57,6 +57,8 @@ class ActiveLearning(StageCallback):
         epochs_per_round: The most epochs of a round, at least 1.
         training: ``incremental`` goes on from the present weights. ``scratch`` goes back to the state before the first
             step: weights, optimiser, scheduler, and what epochs draw; the checkpoint holds that state, too.
+        restart_schedule: Whether learning-rate schedulers begin anew with every round of incremental training, so that
+            one made for ``epochs_per_round`` epochs suits each. Else one made for so few has ended when most is bought.
         max_cost: Buy no more than this; units or share as ``budget``. None for everything.
         target: End once ``metric`` is as good at the end of a round.
         metric: Name of a logged metric; None for the module's ``monitor``.
@@ -94,6 +96,7 @@ class ActiveLearning(StageCallback):
         cost: str | None = None,
         epochs_per_round: int = 5,
         training: Literal["incremental", "scratch"] = "incremental",
+        restart_schedule: bool = True,
         max_cost: float | None = None,
         target: float | None = None,
         metric: str | None = None,
@@ -116,6 +119,7 @@ class ActiveLearning(StageCallback):
         if training not in ("incremental", "scratch"):
             raise ValueError(f"training must be incremental or scratch, got {training!r}")
         self.cost, self.scratch, self.seed = cost, training == "scratch", seed
+        self.restart_schedule = restart_schedule and not self.scratch
         self.max_pool, self.batch_size, self.keep_round_checkpoints = max_pool, batch_size, keep_round_checkpoints
         self.folder = None if oracle is None else LabelFolder(oracle, oracle_format)
         self.people: People | None = None
@@ -127,6 +131,7 @@ class ActiveLearning(StageCallback):
         self._asked: Tensor | None = None  # what people have been asked to label
         self._measured: dict[str, float] = {}  # by the last validation of this round
         self._snapshot: dict[str, Any] | None = None
+        self._schedule: dict[str, Any] | None = None
         self._unit = ITEMS
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -190,6 +195,11 @@ class ActiveLearning(StageCallback):
                 self._snapshot = rounds.snapshot(trainer, pl_module)
             else:
                 rounds.restore(trainer, pl_module, self._snapshot)
+        if begins and self.restart_schedule:
+            if self._schedule is None:
+                self._schedule = rounds.schedule(trainer)
+            else:
+                rounds.restart_schedule(trainer, self._schedule)
         if begins and self.round > 0:
             # Not before: the last epoch of the round that ended was to be compared with its own.
             rounds.restart_checkpoints(trainer, self.keep_round_checkpoints)
@@ -302,6 +312,7 @@ class ActiveLearning(StageCallback):
             "measured": dict(self._measured),
             "history": self.history.state_dict(),
             "snapshot": self._snapshot,
+            "schedule": self._schedule,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -315,7 +326,8 @@ class ActiveLearning(StageCallback):
         self.pool.load_state_dict(state_dict["pool"])
         self.history.load_state_dict(state_dict["history"])
         self.round, self._round_start, self._due = (state_dict[key] for key in ("round", "round_start", "due"))
-        self._asked, self._seed, self._snapshot = (state_dict[key] for key in ("asked", "seed", "snapshot"))
+        self._asked, self._seed = state_dict["asked"], state_dict["seed"]
+        self._snapshot, self._schedule = state_dict["snapshot"], state_dict["schedule"]
         self._measured = dict(state_dict["measured"])
         self._labelled.set(self.pool.bought)
 

@@ -110,7 +110,7 @@ def snapshot(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     return {
         "module": {name: _copied(value) for name, value in module.state_dict().items()},
         "optimizers": [deepcopy(each.state_dict()) for each in trainer.optimizers],
-        "schedulers": [deepcopy(each.scheduler.state_dict()) for each in trainer.lr_scheduler_configs],
+        "schedule": schedule(trainer),
         "precision": deepcopy(trainer.precision_plugin.state_dict()),
     }
 
@@ -120,10 +120,26 @@ def restore(trainer: Trainer, module: LightningModule, state: dict[str, Any]) ->
     module.load_state_dict(state["module"])
     for optimizer, own in zip(trainer.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(deepcopy(own))
-    for config, own in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
-        config.scheduler.load_state_dict(deepcopy(own))
+    restart_schedule(trainer, state["schedule"])
     if state["precision"]:
         trainer.precision_plugin.load_state_dict(deepcopy(state["precision"]))
+
+
+def schedule(trainer: Trainer) -> dict[str, Any]:
+    """States of the schedulers, and what they set in the optimisers, as a copy."""
+    return {
+        "groups": [deepcopy(each.state_dict()["param_groups"]) for each in trainer.optimizers],
+        "schedulers": [deepcopy(each.scheduler.state_dict()) for each in trainer.lr_scheduler_configs],
+    }
+
+
+def restart_schedule(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Go back to a :func:`schedule`, which stays as it is; optimisers keep their moments."""
+    for optimizer, groups in zip(trainer.optimizers, state["groups"], strict=True):
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group.update(deepcopy({key: value for key, value in own.items() if key != "params"}))
+    for config, own in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
+        config.scheduler.load_state_dict(deepcopy(own))
 
 
 def _copied(value: Any) -> Any:

@@ -347,6 +347,36 @@ def test_scratch_is_a_fresh_fit_on_the_labelled_set_to_the_bit(plateau):
     assert differences(on.after[5], ours.after[5]) != []
 
 
+class Rates(Callback):
+    """The learning rate of every epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("options", "exponents"),
+    [
+        ({}, [0, 1, 0, 1, 0, 1]),
+        ({"restart_schedule": False}, [0, 1, 2, 3, 4, 5]),
+        ({"training": "scratch"}, [0, 1, 0, 1, 0, 1]),
+        ({"training": "scratch", "restart_schedule": False}, [0, 1, 0, 1, 0, 1]),
+    ],
+)
+def test_schedules_begin_anew_with_a_round(options, exponents):
+    rates = Rates()
+    module, t = fit(learner(**options), rates, max_epochs=6)
+    assert rates.seen == pytest.approx([0.05 * 0.9**exponent for exponent in exponents])
+    moments = t.optimizers[0].state[module.net[0].weight]
+    steps = [len(seen) for seen in module.seen.values()]
+    last_round = steps[-2:] if options.get("training") == "scratch" else steps
+    assert moments["step"] == sum(-(-count // 4) for count in last_round)  # moments are those of the weights
+
+
 @pytest.mark.parametrize("save_on_train_epoch_end", [True, False])
 @pytest.mark.parametrize("training", ["incremental", "scratch"])
 def test_a_run_resumed_from_any_epoch_is_the_run_that_was_not(tmp_path, training, save_on_train_epoch_end):
