@@ -55,6 +55,7 @@ class Tagger(SequenceTagger):
             conlleval (and seqeval by default) does.
         loss_reduction: What is minimised: the ``sum`` over the batch, the mean over its labelled sentences
             (``sentence``), or over their tokens (``token``). Logged is the mean over tokens.
+        empty_weight: Weight in what is minimised of a sentence without an entity, in [0, 1].
         lr: Learning rate. None keeps the optimiser's own.
         optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
         scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch; in YAML by
@@ -97,13 +98,14 @@ class Tagger(SequenceTagger):
         constrained: bool = False,
         strict: bool = False,
         loss_reduction: Reduction = "sentence",
+        empty_weight: float = 1.0,
         lr: float | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         given = dict(locals())
         network = TaggerNetwork(**{name: given[name] for name in inspect.signature(TaggerNetwork).parameters})
-        super().__init__(tags, loss_reduction, strict, lr, optimizer, scheduler)
+        super().__init__(tags, loss_reduction, empty_weight, strict, lr, optimizer, scheduler)
         # Objects stay out of hparams, so that checkpoints load with weights_only=True.
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         self.network = network

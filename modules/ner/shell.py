@@ -51,6 +51,8 @@ class SequenceTagger(LightningModule):
         tags: Names of the tags in IOBES.
         loss_reduction: What is minimised: the ``sum`` over the batch, the mean over its labelled sentences
             (``sentence``), or over their tokens (``token``).
+        empty_weight: Weight in these of a sentence without an entity, in [0, 1]. Where most sentences are such, as in
+            WNUT-17, less than 1 keeps training from settling on no entity at all.
         strict: Whether only whole IOBES entities count; see :class:`SpanF1`.
         lr: Learning rate. None keeps the optimiser's own.
         optimizer: Builds the optimiser from the parameters.
@@ -69,6 +71,7 @@ class SequenceTagger(LightningModule):
         self,
         tags: Sequence[str],
         loss_reduction: Reduction,
+        empty_weight: float,
         strict: bool,
         lr: float | None,
         optimizer: OptimizerCallable,
@@ -77,9 +80,12 @@ class SequenceTagger(LightningModule):
         super().__init__()
         if loss_reduction not in ("sum", "sentence", "token"):
             raise ValueError(f"loss_reduction must be sum, sentence or token, got {loss_reduction!r}")
+        if not 0 <= empty_weight <= 1:
+            raise ValueError(f"empty_weight must be in [0, 1], got {empty_weight}")
         if lr is not None and lr <= 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        self.tags, self.loss_reduction, self.lr = list(tags), loss_reduction, lr
+        self.tags, self.lr = list(tags), lr
+        self.loss_reduction, self.empty_weight = loss_reduction, empty_weight
         self.optimizer, self.scheduler = optimizer, scheduler
         f1 = SpanF1(tags, "strict" if strict else "lenient", by_type=True)
         kinds = ["O", *f1.types]
@@ -97,9 +103,16 @@ class SequenceTagger(LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         losses = self.network.decoder.loss(self.network(batch), batch.tags, batch.mask)
-        sentences, tokens = self._log_loss(losses, batch, "train")
-        total = losses.sum()
-        return total / max({"sum": 1, "sentence": sentences, "token": tokens}[self.loss_reduction], 1)
+        self._log_loss(losses, batch, "train")
+        labelled = batch.mask & labelled_sentences(batch.tags, batch.mask).unsqueeze(1)
+        has_entity = ((self.kind[batch.tags.clamp_min(0)] > 0) & labelled).any(1)
+        weights = torch.where(has_entity, 1.0, self.empty_weight)
+        total = (losses * weights).sum()
+        if self.loss_reduction == "sum":
+            return total
+        counts = labelled.any(1) if self.loss_reduction == "sentence" else labelled.sum(1)
+        # A batch of nothing but what has no weight moves nothing.
+        return total / (weights * counts).sum().clamp_min(torch.finfo(total.dtype).tiny)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx > 1:
@@ -170,14 +183,13 @@ class SequenceTagger(LightningModule):
         figures = {f"confusion_{stage}": confusion_figure(n, kinds) for stage, n in self.confusion_counts.items()}
         return figures | {f"scores_{stage}": scores_figure(values, kinds[1:]) for stage, values in self.scores.items()}
 
-    def _log_loss(self, losses: Tensor, batch: TokenBatch, stage: str) -> tuple[int, int]:
-        """Log the mean over labelled tokens; the numbers of labelled sentences and of their tokens."""
+    def _log_loss(self, losses: Tensor, batch: TokenBatch, stage: str) -> None:
+        """Log the mean over labelled tokens."""
         labelled = labelled_sentences(batch.tags, batch.mask)
-        counts = torch.stack([labelled.sum(), (batch.mask & labelled.unsqueeze(1)).sum()]).tolist()
-        mean = losses.detach().sum() / max(counts[1], 1)
+        tokens = int((batch.mask & labelled.unsqueeze(1)).sum())
+        mean = losses.detach().sum() / max(tokens, 1)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
-        self.log(f"{stage}/loss", mean, batch_size=counts[1], **options)
-        return counts[0], counts[1]
+        self.log(f"{stage}/loss", mean, batch_size=tokens, **options)
 
     def _evaluate(self, batch: TokenBatch, stage: str) -> None:
         h = self.network(batch)

@@ -127,6 +127,7 @@ class TransformerTagger(SequenceTagger):
             conlleval (and seqeval by default) does.
         loss_reduction: What is minimised: the ``sum`` over the batch, the mean over its labelled sentences
             (``sentence``), or over their tokens (``token``). Logged is the mean over tokens.
+        empty_weight: Weight in what is minimised of a sentence without an entity, in [0, 1].
         lr: Learning rate. None keeps the optimiser's own.
         encoder_lr: Learning rate of the encoder; None for the same.
         optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
@@ -158,6 +159,7 @@ class TransformerTagger(SequenceTagger):
         constrained: bool = False,
         strict: bool = False,
         loss_reduction: Reduction = "token",
+        empty_weight: float = 1.0,
         lr: float | None = None,
         encoder_lr: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -165,7 +167,7 @@ class TransformerTagger(SequenceTagger):
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         encoder_config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(tags, loss_reduction, strict, lr, optimizer, scheduler)
+        super().__init__(tags, loss_reduction, empty_weight, strict, lr, optimizer, scheduler)
         if freeze not in get_args(Frozen):
             raise ValueError(f"freeze must be one of {', '.join(get_args(Frozen))}, got {freeze!r}")
         if scheduler_interval not in ("epoch", "step"):

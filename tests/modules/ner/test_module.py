@@ -84,6 +84,27 @@ def test_reductions_of_the_loss(data, reduction):
     torch.testing.assert_close(module.training_step(batch, 0), losses.sum() / by)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("reduction", ["sum", "sentence", "token"])
+def test_sentences_without_an_entity_weigh_less(data, reduction, weight):
+    module, batch = make(data, loss_reduction=reduction, empty_weight=weight).eval(), data.batch()
+    batch.tags[:5] = -100
+    losses, lengths, outside = module.network.loss(batch).tolist(), batch.lengths.tolist(), data.tags.index("O")
+    total = divisor = 0.0
+    for row in range(5, 32):
+        w = weight if all(tag == outside for tag in batch.tags[row, : lengths[row]].tolist()) else 1.0
+        total += w * losses[row]
+        divisor += w * {"sum": 0, "sentence": 1, "token": lengths[row]}[reduction]
+    assert module.training_step(batch, 0).item() == pytest.approx(total / (divisor or 1), rel=1e-5)
+
+
+def test_a_batch_of_no_weight_moves_nothing(data):
+    module, batch = make(data, empty_weight=0.0), data.batch()
+    batch.tags.fill_(data.tags.index("O"))
+    module.training_step(batch, 0).backward()
+    assert not any(p.grad.any() for p in module.parameters() if p.grad is not None)
+
+
 def test_a_batch_without_labels_moves_nothing(data):
     module = make(data, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     data.data["train"].tags.fill_(-100)
@@ -205,6 +226,7 @@ def test_arguments_of_the_network_are_those_of_the_module(data):
     [
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"loss_reduction": "mean"}, "loss_reduction must be sum, sentence or token, got 'mean'"),
+        ({"empty_weight": 1.5}, r"empty_weight must be in \[0, 1\], got 1.5"),
         ({"word_filters": 0}, "word_filters must be at least 1, got 0"),
     ],
 )
