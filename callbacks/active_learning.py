@@ -156,7 +156,7 @@ class ActiveLearning(StageCallback):
             self.people = People(self.folder, trainer)
             first = self.people.ask_first(dataset, first)
         self.pool.label(first, 0)
-        self._labelled = LabelledItems(self.pool.bought)
+        self._labelled = LabelledItems(self._trained_on())
         return self._labelled
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -258,7 +258,7 @@ class ActiveLearning(StageCallback):
         """Start the next round with what has been bought."""
         self.round += 1
         self.pool.label(bought, self.round)
-        self._labelled.set(self.pool.bought)
+        self._labelled.set(self._trained_on())
         self._due, self._asked, self._measured = False, None, {}
         self._round_start = _epochs(trainer)
 
@@ -329,7 +329,10 @@ class ActiveLearning(StageCallback):
         self._asked, self._seed = state_dict["asked"], state_dict["seed"]
         self._snapshot, self._schedule = state_dict["snapshot"], state_dict["schedule"]
         self._measured = dict(state_dict["measured"])
-        self._labelled.set(self.pool.bought)
+        self._labelled.set(self._trained_on())
+
+    def _trained_on(self) -> Tensor:
+        return self.pool.bought if self.people is None else self.people.usable(self.pool.bought)
 
     def _runner(self, trainer: Trainer, pl_module: LightningModule) -> PoolRunner:
         seed = derive(self._seed, "score", self.round + 1)

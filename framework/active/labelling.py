@@ -25,7 +25,10 @@ from framework.active.items import (
 )
 from framework.active.label_files import Record, as_text, records_of
 
-__all__ = ["Describable", "LabelFolder", "Labelable", "Pending", "describe", "is_labelled", "set_labels"]
+__all__ = ["SKIP", "Describable", "LabelFolder", "Labelable", "Pending", "describe", "is_labelled", "set_labels"]
+
+SKIP = "[skip]"
+"""What stands in place of a label that nobody can give: the item is paid for, and not trained on."""
 
 OWN = ("id", "fingerprint", "score", "suggestion", "label")
 """Fields of a record that are ours; those of the data with such a name are written as ``data.<name>``."""
@@ -37,6 +40,7 @@ Each round_*.{format} in this folder is a round of items that the model would le
 
 1. Open the newest one and fill in the empty `label` of every item{example}.
    `suggestion`, if there is one, is what the model believes; it is often wrong, or the item would not be here.
+   Write [skip] where nobody can tell: the item is left out of the training.
 2. Save it under the same name. Leave `id` and `fingerprint` as they are; order does not matter.
 3. Start the training again with the same command and --ckpt_path last.
 
@@ -82,6 +86,9 @@ class LabelFolder:
             names.
         classes: Number of classes, where known.
 
+    Attributes:
+        skipped: Indices of the items that :meth:`read` last found to be skipped.
+
     Raises:
         ValueError: If ``format`` is unknown.
     """
@@ -99,6 +106,7 @@ class LabelFolder:
         self.format = format
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.classes = classes
+        self.skipped: set[int] = set()
         self._places: dict[int, str] = {}
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -165,7 +173,7 @@ class LabelFolder:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def pending(self) -> Pending | None:
-        """The first round that lacks labels, or None if every item asked for has one.
+        """The first round that lacks labels, or None if every item asked for has one or is skipped.
 
         Raises:
             ValueError: If a file is malformed; the message begins with ``file:line``.
@@ -185,8 +193,8 @@ class LabelFolder:
             dataset: What the indices count in.
 
         Returns:
-            Labels by index, by round: class numbers; lists of tags for items described by ``tokens``; what was written
-            where the data set has a ``set_labels`` of its own.
+            Labels by index, by round, without those skipped: class numbers; lists of tags for items described by
+            ``tokens``; what was written where the data set has a ``set_labels`` of its own.
 
         Raises:
             ValueError: If a file is malformed, an id is unknown, was not asked for in that round or stands there twice,
@@ -195,7 +203,7 @@ class LabelFolder:
             FileNotFoundError: If a round's file is gone.
         """
         own, labels = takes_own_labels(dataset), {}
-        self._places = {}
+        self._places, self.skipped = {}, set()
         for number, (path, asked) in sorted(self._rounds().items()):
             wanted = set(asked)
             for record in records_of(path):
@@ -212,8 +220,11 @@ class LabelFolder:
                         f"{place}: id {index} is another item in these data than the one that was labelled "
                         f"(fingerprint {record.fingerprint}): give the run the data and the split it began with"
                     )
-                labels[index] = self._label(dataset, record, own)
-            missing = [index for index in asked if index not in labels]
+                if isinstance(record.label, str) and record.label.lower() == SKIP:
+                    self.skipped.add(index)
+                else:
+                    labels[index] = self._label(dataset, record, own)
+            missing = [index for index in asked if index not in labels and index not in self.skipped]
             if missing:
                 raise ValueError(
                     f"{path}: {len(missing)} of {len(asked)} items have no label yet, the first is id {missing[0]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -31,7 +32,9 @@ class People:
         self.trainer = trainer
 
     def ask_first(self, dataset: Any, drawn: Tensor) -> Tensor:
-        """The initial items: those that have labels, in the data or in the folder; if none has, people are asked.
+        """The initial items: those that have labels, in the data or in the folder, or that people skipped.
+
+        If there are none, people are asked.
 
         Args:
             dataset: The data to choose from.
@@ -49,8 +52,12 @@ class People:
         if len(given) == len(dataset):
             rank_zero_warn("oracle: every item of the train data has a label, so nobody will be asked")
         self.trainer.strategy.barrier("labels taken")  # nobody asks before all have looked
+        if self.folder.skipped and not len(given):
+            raise ValueError(
+                f"oracle: all {len(self.folder.skipped)} items asked for in {self.folder.path} are skipped"
+            )
         if len(given):
-            return given
+            return torch.cat([given, self._skipped()]).unique()
         if self.trainer.is_global_zero:
             self.folder.write(0, dataset, drawn.tolist())
         return drawn
@@ -79,18 +86,26 @@ class People:
                 "are lost: make them in setup"
             )
 
+    def usable(self, bought: Tensor) -> Tensor:
+        """What can be trained on of the items bought: those that people did not skip."""
+        return bought[~torch.isin(bought, self._skipped())]
+
     def check(self, path: TrainPath, bought: Tensor) -> None:
-        """Check that what a resumed run has bought is labelled.
+        """Check that what a resumed run has bought is labelled or skipped.
 
         Raises:
             ValueError: If an item is not; training would leave it out in silence.
         """
+        bought = self.usable(bought)
         missing = bought[~is_labelled(pool_loader(path).dataset)[bought]]
         if len(missing):
             raise ValueError(
                 f"oracle: {len(missing)} of the {len(bought)} items that the run has asked for have no label in "
                 f"{self.folder.path} or in the data, such as item {int(missing[0])}: give it the folder it began with"
             )
+
+    def _skipped(self) -> Tensor:
+        return torch.tensor(sorted(self.folder.skipped), dtype=torch.int64)
 
     def _fill(self, dataset: Any) -> dict[int, Any]:
         """Fill in the labels of all rounds, or raise ``Paused`` if one waits."""

@@ -619,6 +619,41 @@ def test_people_label_and_the_run_is_what_it_would_have_been(tmp_path):
     assert differences(trained.state_dict(), module.state_dict()) == []
 
 
+def test_skipped_items_are_paid_for_and_not_trained_on(tmp_path):
+    def go_on(ckpt_path=None):
+        saver = ModelCheckpoint(tmp_path / "c", "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        active = learner(oracle="labels")
+        module, _ = fit(active, saver, data=Hidden(), max_epochs=6, enable_checkpointing=True, ckpt_path=ckpt_path)
+        return active, module, saver.best_model_path
+
+    def skip(*ids):
+        for file in Path("labels").glob("round_*.jsonl"):
+            records = [json.loads(line) for line in file.read_text().splitlines()]
+            for record in records:
+                record["label"] = "[skip]" if record["id"] in ids else record["label"]
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    with pytest.raises(Paused):
+        go_on()
+    initial = [record["id"] for record in answer("labels")]
+    skip(*initial)
+    with pytest.raises(ValueError, match="oracle: all 4 items asked for in labels are skipped"):
+        go_on()
+    answer("labels")
+    skip(initial[0])
+    first, trained, saved = go_on()
+    assert first.pool.bought.tolist() == sorted(initial)
+    assert set(trained.seen[0]) == set(initial[1:])
+    asked = [record["id"] for record in answer("labels")]
+    skip(initial[0], *asked[:2])
+    second, trained, saved = go_on(saved)
+    assert second.pool.bought.tolist() == sorted([*initial, *asked])  # and none of them is asked for again
+    assert set(trained.seen[2]) == {*initial, *asked} - {initial[0], *asked[:2]}
+    answer("labels")
+    _, trained, _ = go_on(saved)  # somebody could tell, after all
+    assert set(trained.seen[4]) > {*initial, *asked}
+
+
 def test_labels_that_are_there_already_are_the_first_round(tmp_path):
     active = learner(oracle="labels")
     fit(active, data=Hidden(given=[3, 5, 8]), max_epochs=4)

@@ -127,6 +127,26 @@ def test_labels_go_out_and_come_back_through_nested_subsets(tmp_path, format):
 
 
 @FORMATS
+def test_what_nobody_can_label_is_skipped(tmp_path, format):
+    data = vectors(10)
+    folder = LabelFolder(tmp_path, format, class_names=["cat", "dog"])
+    file = folder.write(0, data, [3, 1, 7])
+    fill(file, {3: "dog", 1: "[Skip] "})
+    assert folder.pending().missing == 1
+    fill(file, {7: "[skip]"})
+    assert folder.pending() is None
+    assert folder.read(data) == {3: 1}
+    assert folder.skipped == {1, 7}
+    fill(file, {7: "cat"})  # somebody could, after all
+    assert folder.read(data) == {3: 1, 7: 0}
+    assert folder.skipped == {1}
+    assert "[skip]" in (tmp_path / "README.txt").read_text()
+    tokens = Sentences(["one", "two words"])
+    fill(LabelFolder(tmp_path / "tokens", format).write(0, tokens, [0, 1]), {0: "O", 1: "[skip]"})
+    assert LabelFolder(tmp_path / "tokens", format).read(tokens) == {0: ["O"]}
+
+
+@FORMATS
 def test_token_labels_as_list_or_with_spaces(tmp_path, format):
     data = Sentences(["never asked", "Ada met Bob", 'yes, "quoted"', "one"])
     pool = Subset(data, [1, 2, 3])
