@@ -1,6 +1,7 @@
 """What a user gets by pip: the wheel's contents, the program from outside the checkout, imports with the core alone."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -131,12 +133,17 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
+def provided() -> Mapping[str, list[str]]:
+    """Distributions by the top-level names that they install; it reads the lists of files of all of them."""
+    return metadata.packages_distributions()
+
+
 def test_every_module_imports_with_the_core_dependencies_alone() -> None:
     core = closure(PROJECT["dependencies"], set())
-    provided = metadata.packages_distributions()
     barred = {
         name
-        for name, distributions in provided.items()
+        for name, distributions in provided().items()
         if name not in ROOMS and not {re.sub(r"[-_.]+", "-", each).lower() for each in distributions} & core
     }
     assert {"pytest", "pyarrow", "mypy"} <= barred  # the bar is real: these are here, but only for developers
@@ -164,12 +171,11 @@ def test_what_a_file_imports_is_declared(path: Path) -> None:
         *(each for extra in PROJECT["optional-dependencies"].values() for each in extra),
     ]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", each)[0]).lower() for each in declared}
-    provided = metadata.packages_distributions()
     foreign = imported(path) - set(sys.stdlib_module_names) - set(ROOMS)
     undeclared = {
         name
         for name in foreign
-        if not {re.sub(r"[-_.]+", "-", each).lower() for each in provided.get(name, [name])} & names
+        if not {re.sub(r"[-_.]+", "-", each).lower() for each in provided().get(name, [name])} & names
     }
     assert not undeclared, f"{module_name(path)} imports {undeclared}, which pyproject.toml does not name"
 
