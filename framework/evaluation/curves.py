@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from framework.evaluation.records import Record
 
@@ -77,12 +77,46 @@ def reach_by_seed(
     Raises:
         ValueError: If a record lacks a curve, naming those it has.
     """
-    found: dict[int, float | None] = {}
+    return {
+        seed: reached_at(positions, values, levels[seed], mode)
+        for seed, positions, values in _curves(records, row, data, x, y)
+        if seed in levels
+    }
+
+
+def height_by_seed(records: Iterable[Record], row: str, data: str, x: str, y: str, position: float) -> dict[int, float]:
+    """What each seed's curve shows at the first of its points at or beyond a position.
+
+    Args:
+        records: The records.
+        row: Row whose curves are read.
+        data: Data set.
+        x: Name of the curve of positions.
+        y: Name of the curve of values.
+        position: Where to read.
+
+    Returns:
+        Value by seed; a seed whose curve ends before is left out.
+
+    Raises:
+        ValueError: If a record lacks a curve, naming those it has.
+    """
+    heights = {}
+    for seed, positions, values in _curves(records, row, data, x, y):
+        there = [value for at, value in zip(positions, values, strict=True) if at >= position]
+        if there:
+            heights[seed] = there[0]
+    return heights
+
+
+def _curves(
+    records: Iterable[Record], row: str, data: str, x: str, y: str
+) -> Iterator[tuple[int, Sequence[float], Sequence[float]]]:
+    """Seed, positions and values of every curve of a row."""
     for record in records:
-        if (record.row, record.data) == (row, data) and record.seed in levels:
+        if (record.row, record.data) == (row, data):
             for name in (x, y):
                 if name not in record.curves:
                     known = ", ".join(sorted(record.curves)) or "none"
                     raise ValueError(f"record {record.key} has no curve {name!r}; it has {known}")
-            found[record.seed] = reached_at(record.curves[x], record.curves[y], levels[record.seed], mode)
-    return found
+            yield record.seed, record.curves[x], record.curves[y]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from framework.evaluation.comparison import by_seed, chosen, compare
-from framework.evaluation.curves import reach_by_seed
+from framework.evaluation.curves import height_by_seed, reach_by_seed
 from framework.evaluation.records import Record
 from framework.evaluation.statistics import Interval, mean_interval
 
@@ -194,6 +194,7 @@ def reach_table(
     mode: str = "max",
     percent: bool = True,
     decimals: int = 1,
+    at: float | None = None,
 ) -> tuple[Cells, str]:
     """How far along its curve a row first gets to a share of what another row reaches.
 
@@ -202,22 +203,26 @@ def reach_table(
         rows: Rows: names, or mappings with ``row`` and perhaps ``label``.
         columns: Data sets as columns: names, or mappings with ``data`` and perhaps ``label``, ``metric``, ``mode`` and
             ``percent``.
-        against: The row whose metric, seed by seed, is to be reached.
+        against: The row whose metric, seed by seed, is to be reached: that of the finished run.
         x: Name of the curve that says how far.
         fraction: Share of it to reach.
         metric: Logged name of the metric of columns that name none.
         mode: Whether more of it is better, ``max``, or less, ``min``.
         percent: Whether it is shown times 100.
         decimals: Decimals shown.
+        at: Position on the curve of ``against`` whose height is to be reached, instead of the finished run's.
     """
     heads, labels = _columns(columns, metric, mode, percent), _rows(rows)
     table = [["", *(column.label for column in heads)]]
     for row, label in labels.items():
         cells = [label]
         for column in heads:
-            levels = {
-                seed: fraction * value for seed, value in by_seed(records, against, column.data, column.metric).items()
-            }
+            reference = (
+                by_seed(records, against, column.data, column.metric)
+                if at is None
+                else height_by_seed(records, against, column.data, x, column.metric, at)
+            )
+            levels = {seed: fraction * value for seed, value in reference.items()}
             found = reach_by_seed(records, row, column.data, x, column.metric, levels, column.mode)
             there = [value * (100 if column.percent else 1) for value in found.values() if value is not None]
             cell = shown_interval(mean_interval(there) if there else None, decimals, {len(there)})
@@ -226,10 +231,11 @@ def reach_table(
             cells.append(cell)
         table.append(cells)
     what = _what([dataclasses.replace(column, percent=False) for column in heads])
+    where = "" if at is None else f" at {100 * at:g} %" if percent else f" at {at:g}"
     return table, (
         f"`{x}`{' in %' if percent else ''} at which a seed first reaches {100 * fraction:g} % of what {against} "
-        f"reaches in {what} with the same seed: mean ± half the width of the 95 % t-interval over the seeds that get "
-        "there."
+        f"reaches in {what}{where} with the same seed: mean ± half the width of the 95 % t-interval over the "
+        "seeds that get there."
     )
 
 

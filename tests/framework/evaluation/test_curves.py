@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.evaluation.curves import mean_height, reach_by_seed, reached_at
+from framework.evaluation.curves import height_by_seed, mean_height, reach_by_seed, reached_at
 from framework.evaluation.records import Record, merge_records, read_records
 
 
@@ -51,6 +51,15 @@ def test_each_seed_is_held_to_its_own_level():
     assert reach_by_seed(records, "MNLP", "btc", "share", "f1", {3: 0.7}) == {3: None}
     with pytest.raises(ValueError, match=r"no curve 'loss'; it has f1, share"):
         reach_by_seed(records, "MNLP", "btc", "share", "loss", {1: 0})
+
+
+def test_heights_are_read_at_a_point_that_was_run():
+    records = [
+        record(1, {"share": [0.1, 0.5, 0.8], "f1": [0.4, 0.6, 0.7]}),
+        record(2, {"share": [0.1, 0.3], "f1": [0.5, 0.6]}),
+    ]
+    assert height_by_seed(records, "MNLP", "btc", "share", "f1", 0.5) == {1: 0.6}
+    assert height_by_seed(records, "MNLP", "btc", "share", "f1", 0.2) == {1: 0.6, 2: 0.6}
 
 
 def test_curves_come_back_from_a_results_file(tmp_path):

@@ -304,3 +304,11 @@ def test_reach_says_where_a_curve_gets_to_its_seeds_own_level(checkout):
     assert lines[2] == "| longest | not reached (2 seeds) |"
     assert lines[3] == "| BALD | — |"
     assert "first reaches 90 % of what All data reaches in `test/accuracy`" in text
+    (results / "active.yaml").write_text(
+        "reach: {kind: reach, against: random, at: 0.15, x: share, fraction: 1, columns: [wine], rows: [MNLP, longest]}"
+    )
+    text = render(checkout, "active/reach", checkout / "docs" / "methods" / "active.md")
+    lines = text.split("\n\n")[0].splitlines()[2:]
+    assert lines[0] == "| MNLP | 20.0 ± 0.0 |"  # random choice has 0.6 at 0.2, for both seeds
+    assert lines[1] == "| longest | not reached (2 seeds) |"
+    assert "100 % of what random reaches in `test/accuracy` at 15 % with the same seed" in text
