@@ -10,7 +10,7 @@
       cora-25: {config: lds/cora, overrides: {data.retained: 25}}
     rows:
       - name: kNN-LDS
-        data: [wine]                        # default: all
+        data: [wine]                        # default: all; or {wine: {model.tau: 20}}, with overrides of its own
         config: [overlays/debug/fast]       # more layers
         overrides: {model.tau: 5}
         grid: {model.outer_lr: [1, 0.1]}    # every combination is run
@@ -317,7 +317,8 @@ class Experiments:
         layers, overrides = self.data[label]
         more = source.get("config", [])
         layers = (*layers, *([more] if isinstance(more, str) else more))
-        keys = {**self.content.get("overrides", {}), **overrides, **source.get("overrides", {})}
+        own = source["data"].get(label) if isinstance(source.get("data"), Mapping) else None
+        keys = {**self.content.get("overrides", {}), **overrides, **source.get("overrides", {}), **(own or {})}
         home = self.runs / self.method / _slug(source["name"]) / label / str(seed)
         runs = tuple(
             Run(layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number), source.get("collect", ""))

@@ -73,6 +73,13 @@ def test_seeds_rows_and_data_can_be_narrowed_and_seeds_extended(tmp_path):
     assert [cell.seed for cell in e.cells(["by loss"], ["a"], [5])] == [5]
 
 
+def test_a_row_may_have_overrides_of_its_own_for_a_data_set(tmp_path):
+    rows = [{"name": "a", "overrides": {"model.lr": 0.1}, "data": {"a": {"model.lr": 0.2}, "b": {}}}]
+    data = {name: "classifier/digits" for name in "abc"}
+    cells = experiments(tmp_path, data=data, rows=rows).cells(seeds=1)
+    assert [(cell.data, cell.jobs[0].keys["model.lr"]) for cell in cells] == [("a", 0.2), ("b", 0.1)]
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_what_is_declared_is_found_from_any_folder(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
