@@ -16,6 +16,7 @@ RUNS = {
     "validate": "validate a checkpoint",
     "test": "test a checkpoint",
     "predict": "predict with a checkpoint",
+    "federate": "train by many clients, then test the best round",
 }
 COMMANDS = {**RUNS, "methods": "list the configurations and overlays there are"}
 
@@ -58,7 +59,12 @@ _CHECKPOINT = {
     "fit": "last (continue the newest run of this name, or start one), best, or a file",
     "validate": "best (default), last, a file, or none for fresh weights",
 }
-_EXTRA = {"fit": "\n  --test_after_fit BOOL  test the best checkpoint after training (default true)"}
+_EXTRA = {
+    "fit": "\n  --test_after_fit BOOL  test the best checkpoint after training (default true)",
+    "federate": "\n  --federation.<key> VALUE  who takes part, what a client does, how the server combines it; "
+    "--federation.help lists them"
+    "\n  --test_after_fit BOOL  test the best round after the last (default true)",
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -163,6 +169,10 @@ def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
 
         sys.stdout.write(explain(helped[0][0].removeprefix("--").removesuffix(".help"), helped[0][1]))
         return None
+    if command == "federate":
+        from framework.commands.federate import FederateCLI
+
+        return FederateCLI(configuration, print_config)
     from framework.commands.train import FulguriteCLI
 
     return FulguriteCLI(command, configuration, print_config)

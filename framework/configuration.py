@@ -31,9 +31,15 @@ OWN = {
     "validate": ("verbose",),
     "test": ("verbose",),
     "predict": ("return_predictions",),
+    "federate": ("federation", "test_after_fit"),
 }
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _CLASSES = ("model", "data", "optimizer", "lr_scheduler")
+_CLASS_PLACES = {
+    *((name,) for name in _CLASSES),
+    *(("federation", name) for name in ("partition", "skew", "strategy")),
+}
+"""Where a name alone stands for a class without arguments."""
 
 
 def shipped() -> Path:
@@ -134,7 +140,7 @@ class Configuration:
     """One configuration that layers and overrides are laid onto, in the order of the command line.
 
     Args:
-        command: ``fit``, ``validate``, ``test`` or ``predict``: decides which top-level keys exist.
+        command: ``fit``, ``validate``, ``test``, ``predict`` or ``federate``: decides which top-level keys exist.
 
     Attributes:
         values: The merged mapping.
@@ -233,7 +239,7 @@ def _named(values: dict[str, Any], at: tuple[str, ...] = ()) -> dict[str, Any]:
     for key, value in values.items():
         bare = str(key).removesuffix("+")
         place = (*at, bare)
-        if isinstance(value, str) and place in {(name,) for name in _CLASSES}:
+        if isinstance(value, str) and place in _CLASS_PLACES:
             value = {"class_path": value}
         elif place in {("trainer", "callbacks"), ("trainer", "logger")}:
             one_class = isinstance(value, dict) or (
@@ -305,7 +311,7 @@ def _inside(node: Any, part: str, before: list[str]) -> dict[str, Any]:
     """The mapping that holds ``part``: a class's arguments when ``part`` is one of them."""
     if not isinstance(node, dict):
         raise ConfigurationError(f"--{'.'.join([*before, part])}: {'.'.join(before)} is {node!r}, which has no keys")
-    is_class = "class_path" in node or (len(before) == 1 and before[0] in _CLASSES)
+    is_class = "class_path" in node or tuple(before) in _CLASS_PLACES
     if is_class and part not in _CLASS_KEYS:
         inner = node.setdefault("init_args", {})
         assert isinstance(inner, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from command_line import fails, rows
-from every_config import CONFIGS, FILES, OVERLAYS, OWN_FILES, kind, one_of_each
+from every_config import CONFIGS, FEDERATIONS, FILES, OVERLAYS, OWN_FILES, kind, one_of_each
 
 from framework.about import About
 from framework.cli import run
@@ -107,7 +108,7 @@ def test_every_configuration_says_what_it_is_and_is_listed(name):
     assert about.summary in line
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", [*OVERLAYS, *FEDERATIONS])
 def test_every_overlay_says_what_it_does_and_is_listed(name):
     summary = FILES[name].read_text().partition("\n")[0]
     assert summary.startswith("# ")
@@ -168,3 +169,42 @@ def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
     if overlay in LEAVES:
         assert all(file.stat().st_size for file in done.directory.glob(LEAVES[overlay]))
         assert list(done.directory.glob(LEAVES[overlay]))
+
+
+# -- federations ------------------------------------------------------------------------------------------------------
+
+TWO = ["--federation.clients", "2", "--federation.rounds", "2", *SMALL]
+
+
+@pytest.mark.parametrize("name", one_of_each(0, 1, 2))
+def test_every_configuration_can_be_federated_or_says_why_not(name, capsys):
+    if name.startswith("lds/"):
+        line = fails(capsys, "federate", "-c", name, *OWN_FILES.get(name, []), "-c", "federation/iid", *TWO)
+        assert re.search("WholeGraph cannot be divided among 2 clients: each of its items is the whole graph", line)
+        assert not Path("runs").exists()
+        return
+    done = start("federate", name, "-c", "federation/iid", *TWO)
+    assert finite(done.results)
+    assert all(len(report.used) == 2 for report in done.run.history[1:])
+
+
+@pytest.mark.parametrize("federation", FEDERATIONS)
+def test_every_federation_runs(federation):
+    done = start("federate", "classifier/mnist", "-c", federation, "--federation.rounds", "1", *SMALL)
+    assert finite(done.results)
+
+
+@pytest.mark.parametrize("name", ["classifier/digits", "active_ner/btc"])
+def test_clients_buy_labels(name):
+    """Active learning inside clients: each has its own pool, and goes on with it from round to round."""
+    more = ["--trainer.callbacks.initial", "0.3", "--trainer.callbacks.epochs_per_round", "1"]
+    done = start(
+        "federate", name, "-c", "overlays/active_learning", *more, "-c", "federation/iid", *TWO, "--federation.rounds",
+        "3", "--federation.keep", "everything",
+    )  # fmt: skip
+    assert finite(done.results)
+    for context in done.run.grid.contexts:
+        (record,) = context.state.config_records.values()
+        state = torch.load(io.BytesIO(record["state"]), weights_only=True)["callbacks"]
+        (pool,) = [value for key, value in state.items() if key.startswith("ActiveLearning")]
+        assert pool["round"] >= 1, pool.keys()

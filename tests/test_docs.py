@@ -13,6 +13,7 @@ import pytest
 
 from framework.cli import COMMANDS, RUNS, main, run
 from framework.commands.checks import check_classes
+from framework.commands.federate import parsed, section_parser
 from framework.configuration import Configuration, check_numbers, find
 from scripts._reproduce.experiments import load
 from scripts._reproduce.main import _parser
@@ -128,6 +129,8 @@ def check_fulgurite(args: list[str], own: Path) -> None:
     values = configuration.interpolated()
     check_numbers(values)
     check_classes(values)
+    if command == "federate":
+        parsed(section_parser(), values.get("federation"))
 
 
 def example_files(folder: Path) -> list[str]:
@@ -187,6 +190,7 @@ def test_a_wrong_command_is_found(example: Path) -> None:
         "fit -c lds/wine --model.tao 3",
         "fitt",
         "fit -c lds/wine --trainer.max_epochs -3",
+        "federate -c lds/wine --federation.partition Dirichlet --federation.partition.alfa 1",
     ):
         with pytest.raises((ValueError, AssertionError)):
             check_fulgurite(line.split(), example)

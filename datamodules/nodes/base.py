@@ -37,7 +37,13 @@ class NodeSet(NamedTuple):
 
 
 class WholeGraph(Dataset[NodeBatch]):
-    """The same graph, ``times`` times."""
+    """The same graph, ``times`` times.
+
+    Attributes:
+        indivisible: Why its items cannot be dealt out.
+    """
+
+    indivisible = "each of its items is the whole graph"
 
     def __init__(self, batch: NodeBatch, times: int) -> None:
         self.batch, self.times = batch, times

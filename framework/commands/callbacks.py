@@ -57,15 +57,15 @@ class RunCallback(Callback):
             trainer.should_stop = True
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
+        self.begin()
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = False  # the training data are still to be loaded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.trained = True
-        self._begin()
-        self._save(trainer)
+        self.begin()
+        self.save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for logger in trainer.loggers:
@@ -74,22 +74,24 @@ class RunCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._begin()
-            self._save(trainer)
+            self.begin()
+            self.save(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-        self._save(trainer)
+        self.begin()
+        self.save(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-        self._save(trainer)
+        self.begin()
+        self.save(trainer)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """From here on an error is no mistake in the configuration."""
         self.started = True
         self.cli.messages.release()
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Write the resolved configuration, once."""
         if self.cli.saved or is_fast(trainer):
             return
         self.cli.saved = True

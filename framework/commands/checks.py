@@ -34,8 +34,8 @@ def import_class(path: str, base: type | None = None, section: str | None = None
             for each in (base, *_subclasses(base)):
                 if each.__name__ == path:
                     return each
-        known = _short_names(section)
-        raise ConfigurationError(f"{at}no class {path}{near(path, known)}")
+        known = _short_names(section) if base in {None, Callback, Logger} else _names(base)
+        raise ConfigurationError(f"{at}no class {path}{near(path, known) or _listed(base)}")
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -76,14 +76,24 @@ def check_classes(values: Mapping[str, Any]) -> None:
         if key not in known:
             raise ConfigurationError(f"trainer.{key}: no such argument{near(str(key), known)}")
     for section in ("model", "data"):
-        _check(values.get(section), section, None)
+        check_class(values.get(section), section, None)
     for i, entry in enumerate(_list(trainer.get("callbacks"))):
-        _check(entry, f"trainer.callbacks[{i}]", Callback)
+        check_class(entry, f"trainer.callbacks[{i}]", Callback)
     for i, entry in enumerate(_list(trainer.get("logger"))):
-        _check(entry, f"trainer.logger[{i}]", Logger)
+        check_class(entry, f"trainer.logger[{i}]", Logger)
 
 
-def _check(entry: Any, at: str, base: type | None) -> None:
+def check_class(entry: Any, at: str, base: Any) -> None:
+    """Check one class of a configuration, and the names of its arguments.
+
+    Args:
+        entry: A mapping with ``class_path`` and perhaps ``init_args``; nothing is to be said against ``None``.
+        at: Where it stands.
+        base: Class it derives from, among whose known subclasses short names are looked up.
+
+    Raises:
+        ConfigurationError: Naming the key and what is near it.
+    """
     if not isinstance(entry, Mapping):
         if entry is not None and not (isinstance(entry, bool | str) and base is Logger):
             raise ConfigurationError(f"{at}: expected class_path and init_args, got {entry!r}")
@@ -98,6 +108,11 @@ def _check(entry: Any, at: str, base: type | None) -> None:
     given = entry.get("init_args")
     if given is not None and not isinstance(given, Mapping):
         raise ConfigurationError(f"{at}.init_args: expected a mapping, got {given!r}")
+    if base not in {None, Callback, Logger} and not (inspect.isclass(kind) and issubclass(kind, base)):
+        known = [each.__name__ for each in _subclasses(base) if not inspect.isabstract(each)]
+        raise ConfigurationError(
+            f"{at}.class_path: {kind.__name__} is no {base.__name__}; there are {', '.join(known)}"
+        )
     names = arguments_of(kind)
     open_ended = _open_ended(kind, names)
     for key in given or {}:
@@ -124,6 +139,16 @@ def _subclasses(base: type) -> list[type]:
     for each in base.__subclasses__():
         found += [each, *_subclasses(each)]
     return found
+
+
+def _names(base: Any) -> list[str]:
+    """Short names of the classes that derive from a base and can be made."""
+    found = {each.__name__ for each in _subclasses(base) if not inspect.isabstract(each)}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def _listed(base: Any) -> str:
+    return "" if base in {None, Callback, Logger} else f"; there are {', '.join(_names(base))}"
 
 
 def _short_names(section: str | None) -> list[str]:

@@ -13,14 +13,15 @@ from framework.errors import ConfigurationError
 
 
 def listing() -> str:
-    """One line per configuration under its method and paper, then one line per overlay."""
+    """One line per configuration under its method and paper, then one line per overlay and per federation."""
     known = names()
     methods: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
-    overlays = []
+    overlays: list[tuple[str, str]] = []
+    federations: list[tuple[str, str]] = []
     for name, file in known.items():
         block = _about(file)
         if block is None:
-            overlays.append((name, _comment(file)))
+            (federations if name.startswith("federation/") else overlays).append((name, _comment(file)))
             continue
         try:
             about = About.read(block)
@@ -34,9 +35,12 @@ def listing() -> str:
     for (method, paper), rows in sorted(methods.items(), key=lambda item: item[0][0].lower()):
         lines.append(f"{method}  ({paper})" if paper else method)
         lines += [f"  {name.ljust(left)}  {summary.ljust(middle)}  {number}".rstrip() for name, summary, number in rows]
-    if overlays:
-        lines += ["", "Overlays, for any of them (add another -c)"]
-        lines += [f"  {name.ljust(left)}  {summary}".rstrip() for name, summary in overlays]
+    for heading, layers in (
+        ("Overlays, for any of them (add another -c)", overlays),
+        ("Federations, for fulgurite federate (add another -c)", federations),
+    ):
+        if layers:
+            lines += ["", heading, *(f"  {name.ljust(left)}  {summary}".rstrip() for name, summary in layers)]
     return "\n".join(lines) + "\n"
 
 

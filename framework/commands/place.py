@@ -84,6 +84,8 @@ def find_place(command: str, given: str | None, fast: bool, root: Path, name: st
 
 HARMLESS = {"data_dir", "download", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor"}
 """Options of data that change how they are read, not what is read."""
+LATER = {"rounds", "evaluate_every", "fail_fast", "quorum", "timeout", "log_clients"}
+"""Options of a federation that may change from one start to the next: they do not touch the rounds that are done."""
 
 
 def compare(directory: Path, resolved: str) -> list[str]:
@@ -108,9 +110,9 @@ def compare(directory: Path, resolved: str) -> list[str]:
         return []
     before, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), resolved))
     notes = []
-    for section in ("model", "data"):
+    for section, harmless in (("model", set()), ("data", HARMLESS), ("federation", LATER)):
         for key, old, new in _differences(before.get(section), now.get(section), section):
-            if section == "model" or key.rpartition(".")[2] not in HARMLESS:
+            if key.rpartition(".")[2] not in harmless:
                 told = f"the run to resume ({directory}) was trained with {old}"
                 raise ConfigurationError(f"{key} is {new}, but {told}: keep it, or start a new run")
             notes.append(f"note: {key} was {old} in {directory}, now {new}")

@@ -28,7 +28,7 @@ from framework.commands.loggers import default_log_dirs, place_logs
 from framework.commands.messages import condense, instantiate
 from framework.commands.place import Place, compare, find_place
 from framework.commands.quiet import Messages
-from framework.configuration import OWN, Configuration, check_numbers, name_of
+from framework.configuration import Configuration, check_numbers, name_of
 from framework.errors import ConfigurationError, Paused
 from framework.metrics_log import MetricsLog
 
@@ -63,7 +63,10 @@ class FulguriteCLI(LightningCLI):
                 save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults={"default_root_dir": "runs"},
-                parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in OWN}},
+                parser_kwargs={
+                    "exit_on_error": False,
+                    **{name: {"exit_on_error": False} for name in self.subcommands()},
+                },
                 args={"subcommand": command, command: values},
             )
 

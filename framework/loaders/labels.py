@@ -40,7 +40,7 @@ def labels_of(dataset: Any, field: str | int | None = None) -> Tensor:
         return labels_of(dataset.dataset, field)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
         return torch.cat([labels_of(part, field) for part in dataset.datasets])
-    found, where = _raw_labels(dataset, field)
+    found, where = raw_labels(dataset, field)
     if isinstance(found, (list, tuple)) and found and isinstance(found[0], str):
         raise ValueError(f"labels of {kind(dataset)} must be integers, but {where} holds strings such as {found[0]!r}")
     labels = torch.stack(list(found)) if _tensors(found) else torch.as_tensor(found)
@@ -54,8 +54,8 @@ def labels_of(dataset: Any, field: str | int | None = None) -> Tensor:
     return labels.to(torch.int64)
 
 
-def _raw_labels(dataset: Any, field: str | int | None) -> tuple[Any, str]:
-    """Labels as the data set keeps them, and where they were."""
+def raw_labels(dataset: Any, field: str | int | None) -> tuple[Any, str]:
+    """Labels (or another attribute) as the data set itself keeps them, and where they were; see :func:`labels_of`."""
     if isinstance(dataset, TensorDataset):
         position = 1 if field is None and len(dataset.tensors) == 2 else field
         if not isinstance(position, int) or not -len(dataset.tensors) <= position < len(dataset.tensors):

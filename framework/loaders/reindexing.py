@@ -154,6 +154,27 @@ def rebuild(
     return new
 
 
+def with_dataset(loader: DataLoader[Any], dataset: Any) -> DataLoader[Any]:
+    """The same loader over another data set of the same length, such as one that shows the same items differently.
+
+    Args:
+        loader: Any map-style loader.
+        dataset: The data set; item ``i`` takes the place of item ``i``.
+
+    Returns:
+        A new loader; the one given is not changed.
+
+    Raises:
+        ValueError: If the lengths differ: samplers would go on counting the old items.
+    """
+    old = _map_style(loader)
+    if len(dataset) != len(old):
+        raise ValueError(f"{kind(dataset)} has {len(dataset)} items in place of {len(old)}")
+    new = copy.copy(loader)
+    new.__dict__.update({"_iterator": None, "_IterableDataset_len_called": None, "dataset": dataset})
+    return new
+
+
 def _map_style(loader: object) -> Any:
     """The data set of a loader whose items can be chosen by index; anything else is refused by name."""
     if not isinstance(loader, DataLoader):

@@ -75,7 +75,7 @@ def test_seeds_rows_and_data_can_be_narrowed_and_seeds_extended(tmp_path):
 
 def test_a_row_may_have_overrides_of_its_own_for_a_data_set(tmp_path):
     rows = [{"name": "a", "overrides": {"model.lr": 0.1}, "data": {"a": {"model.lr": 0.2}, "b": {}}}]
-    data = {name: "classifier/digits" for name in "abc"}
+    data = dict.fromkeys("abc", "classifier/digits")
     cells = experiments(tmp_path, data=data, rows=rows).cells(seeds=1)
     assert [(cell.data, cell.jobs[0].keys["model.lr"]) for cell in cells] == [("a", 0.2), ("b", 0.1)]
 

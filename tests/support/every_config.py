@@ -7,6 +7,7 @@ from framework.configuration import read, shipped
 ROOT = shipped()
 FILES = {file.relative_to(ROOT).with_suffix("").as_posix(): file for file in sorted(ROOT.rglob("*.yaml"))}
 OVERLAYS = [name for name in FILES if name.startswith("overlays/")]
+FEDERATIONS = [name for name in FILES if name.startswith("federation/")]
 CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
 
 #: Where a user names a file of their own, one of ``make_tiny.everything`` in the working folder. Data sets with a

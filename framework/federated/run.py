@@ -1,0 +1,224 @@
+"""A federation from its first round to its last, with evaluation, checkpoints and records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from framework.federated import wire
+from framework.federated.client import LightningClient
+from framework.federated.grid import SerialGrid
+from framework.federated.partition_figure import partition_figure
+from framework.federated.partition_file import save
+from framework.federated.rounds import RoundReport
+from framework.federated.server import Server, take_all
+from framework.federated.settings import Federation
+from framework.federated.state import StateFiles, load_strategy_state, strategy_state
+from framework.federated.workplace import LocalWorkplace
+from framework.metrics_log import MetricsLog
+from framework.rundir import CHECKPOINTS
+
+ROUNDS = "rounds.jsonl"
+
+
+class FederatedRun:
+    """Train one module by many clients in this process.
+
+    Args:
+        workplace: Module, data and trainer.
+        federation: The settings.
+        directory: Where the run's files go.
+        loggers: Lightning loggers; each round is logged as one step.
+
+    Attributes:
+        best: Number and value of the best round by the module's ``monitor``; the last round where that is not logged.
+        history: Reports of the rounds of this process.
+    """
+
+    def __init__(
+        self, workplace: LocalWorkplace, federation: Federation, directory: Path, loggers: Sequence[Logger] = ()
+    ) -> None:
+        take_all(federation.strategy)
+        self.workplace, self.federation, self.directory = workplace, federation, directory
+        self.loggers = loggers
+        self.client = LightningClient(workplace, federation)
+        self.grid = SerialGrid(self.client.app(), federation.clients, raise_errors=federation.fail_fast)
+        self.module: LightningModule = workplace.module()
+        self.server = Server(federation, self.grid, self._shared(self.module.state_dict()), workplace.seed)
+        self.files = StateFiles(directory / "federation")
+        self.best: tuple[int, float | None] = (0, None)
+        self.best_file: Path | None = None
+        self.finished = 0
+        self.history: list[RoundReport] = []
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether clients have items to evaluate on."""
+        return any(len(part) for part in self.client.shares.held_out)
+
+    def check(self) -> None:
+        """Divide the data, so that what cannot be divided is known before anything is written."""
+        _ = self.client.shares
+
+    def resume(self) -> int:
+        """Go on where the state on disk ends.
+
+        Returns:
+            The rounds that are done; 0 if there is no state.
+        """
+        state = self.files.load(self.grid.contexts)
+        if state is None:
+            return 0
+        self.finished = int(state["round"])
+        self.server.weights, self.server.clock = dict(state["weights"]), float(state["clock"])
+        self.best = (int(state["best"][0]), state["best"][1])
+        self.best_file = self.directory / CHECKPOINTS / state["best_file"] if state["best_file"] else None
+        load_strategy_state(self.federation.strategy, state["strategy"])
+        for logger in self.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.forget(self.finished + 1)
+        self._forget_rounds()
+        return self.finished
+
+    def run(self) -> None:
+        """Run the rounds that are left.
+
+        Raises:
+            RuntimeError: If a client fails under ``fail_fast``, or a round misses its quorum. What earlier rounds left
+                is on disk.
+        """
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        with _undisturbed():
+            self.check()
+            if not self.finished:
+                self._show_partition()
+                self._finish(RoundReport(0, metrics=self._evaluate()), [])
+            left = range(self.finished + 1, self.federation.rounds + 1)
+            with tqdm(left, "federation", unit=" rounds", disable=None) as bar:
+                for server_round in bar:
+                    report = self.server.train(server_round)
+                    if self.federation.evaluates(server_round):
+                        report.metrics |= self._evaluate()
+                        if self.holds_out:
+                            report.metrics |= self.server.evaluate(server_round)
+                    self._finish(report, [each.client for each in report.clients])
+                    bar.set_postfix_str(self._postfix(report))
+
+    def _show_partition(self) -> None:
+        """Who holds what, as a picture, and as a file for ``FromFile``."""
+        shares = self.client.shares
+        save(self.directory / "partition.npz", shares.train, shares.held_out)
+        figure = partition_figure(shares.counts())
+        figure.savefig(self.directory / "partition.png", dpi=110)
+
+    def _finish(self, report: RoundReport, changed: Sequence[int]) -> None:
+        """Log a round, keep its checkpoint if it is the best, and save what a later process goes on from."""
+        self.history.append(report)
+        row = report.row(self.federation.log_clients)
+        for logger in self.loggers:
+            logger.log_metrics(row, step=report.round)
+        with open(self.directory / ROUNDS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(report.record()) + "\n")
+        outdone = self._save_checkpoints(report)
+        self.finished = report.round
+        state = {
+            "weights": self.server.weights, "clock": self.server.clock, "best": list(self.best),
+            "best_file": self.best_file.name if self.best_file else "",
+            "strategy": strategy_state(self.federation.strategy),
+        }  # fmt: skip
+        self.files.save(report.round, state, self.grid.contexts, changed)
+        if outdone is not None:
+            outdone.unlink(missing_ok=True)  # only now: a killed run goes on from the state before
+
+    def _evaluate(self) -> dict[str, float]:
+        """The server's evaluation, on the DataModule's validation data; empty where module or data have none."""
+        module, data = self._loaded(), self.workplace.data
+        if not is_overridden("validation_step", module) or not is_overridden("val_dataloader", data):
+            return {}
+        trainer = self.workplace.judge()
+        trainer.validate(module, datamodule=data, verbose=False)
+        return wire.numbers(trainer.callback_metrics)
+
+    def _loaded(self) -> LightningModule:
+        """A module with the server's weights; what is private to clients stays as it was initialised."""
+        module = self.workplace.module()
+        module.load_state_dict(self.server.weights, strict=False)
+        return module
+
+    def _save_checkpoints(self, report: RoundReport) -> Path | None:
+        """Write ``last.ckpt``, and the best round's; returns the file of the round that was best until now."""
+        folder = self.directory / CHECKPOINTS
+        trainer, module = self.workplace.judge(), self._loaded()
+        trainer.strategy.connect(module)
+        fresh = folder / ".last.ckpt.new"
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(fresh, weights_only=True)
+        monitor, mode = getattr(module, "monitor", None), getattr(module, "mode", "min")
+        value = report.metrics.get(monitor) if monitor else None
+        before = self.best[1]
+        sign = 1 if mode == "max" else -1
+        outdone = None
+        if report.round and (before is None or (value is not None and sign * value > sign * before)):
+            outdone = self.best_file
+            self.best, self.best_file = (report.round, value), folder / f"best-round={report.round}.ckpt"
+            shutil.copyfile(fresh, self.best_file)
+        os.replace(fresh, folder / "last.ckpt")
+        return outdone if outdone != self.best_file else None
+
+    def _shared(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value for key, value in state.items() if not self.federation.is_private(key)}
+
+    def _forget_rounds(self) -> None:
+        path = self.directory / ROUNDS
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] <= self.finished]
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.write_text("".join(kept), encoding="utf-8")
+        os.replace(fresh, path)
+
+    def _postfix(self, report: RoundReport) -> str:
+        loss = next((value for name, value in report.metrics.items() if name.endswith("train/loss")), None)
+        monitor = getattr(self.module, "monitor", None)
+        value = report.metrics.get(monitor) if monitor else None
+        parts = [f"{len(report.used)}/{len(report.clients)} clients"]
+        parts += [f"loss {loss:.3f}"] if loss is not None else []
+        parts += [f"{monitor} {value:.3f}"] if value is not None else []
+        return ", ".join([*parts, f"down {_megabytes(report.down)}", f"up {_megabytes(report.up)}"])
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without Lightning's notes on each of a thousand trainers; the caller's generators stay as they were."""
+    logger = logging.getLogger("lightning.pytorch")
+    level, states = logger.level, (np.random.get_state(), random.getstate())
+    logger.setLevel(logging.WARNING)
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+        np.random.set_state(states[0])
+        random.setstate(states[1])

@@ -1,0 +1,99 @@
+"""The user's module, data and trainer in one process, for every client in it and for the server's own evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "min_epochs": None,
+    "min_steps": None,
+}
+"""What every trainer of a message gets: a round logs as a whole, and nobody watches a hundred progress bars."""
+
+
+class LocalWorkplace:
+    """What fits a module, once per process.
+
+    A client has no validation of its own, and a few epochs: checkpoints, progress bars and early stopping stay out.
+
+    Args:
+        module: The module; every message trains a copy of it.
+        data: Its data; prepared and set up once.
+        settings: Arguments of ``Trainer``. Callbacks are copied for every message.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If the trainer asks for what a client cannot have, naming it.
+    """
+
+    def __init__(
+        self, module: LightningModule, data: LightningDataModule, settings: Mapping[str, Any], seed: int
+    ) -> None:
+        if getattr(module, "_trainer", None) is not None:
+            raise ValueError(f"{type(module).__name__} has been fitted: a federation begins with a fresh module")
+        for name, allowed in (("devices", ("auto", 1, "1", [0], None)), ("num_nodes", (1, None))):
+            if settings.get(name) not in allowed:
+                raise ValueError(
+                    f"trainer.{name} must be 1 in a federation, got {settings[name]}: each client trains on one device"
+                )
+        if settings.get("barebones"):
+            raise ValueError("trainer.barebones must be false in a federation, which counts what its clients do")
+        self._module, self.data, self.seed = module, data, seed
+        given = settings.get("callbacks") or []
+        given = list(given) if isinstance(given, Sequence) else [given]
+        self._callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
+        self._settings = {**settings, **QUIET, "devices": 1}
+        _once(data)
+
+    def module(self) -> LightningModule:
+        """A copy of the module as it was given.
+
+        Functions that it was given (an optimiser to be made) are shared: what makes them in the command line drags its
+        whole parser along.
+        """
+        shared = {id(value): value for part in self._module.modules() for value in vars(part).values() if _makes(value)}
+        return copy.deepcopy(self._module, shared)
+
+    def trainer(self, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
+        """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""
+        own = [copy.deepcopy(each) for each in self._callbacks]
+        return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
+
+    def judge(self) -> Trainer:
+        """A new, silent trainer without the user's callbacks, for the server's evaluations."""
+        return Trainer(**{**self._settings, "callbacks": []})
+
+
+def _makes(value: Any) -> bool:
+    return callable(value) and not isinstance(value, torch.nn.Module)
+
+
+def _once(data: LightningDataModule) -> None:
+    """Let a DataModule read its files once, however many trainers it is handed to."""
+    done: set[str | None] = set()
+    prepare: Callable[[], Any] = data.prepare_data
+    setup: Callable[[Any], Any] = data.setup
+
+    def prepare_once() -> None:
+        if "prepared" not in done:
+            prepare()
+            done.add("prepared")
+
+    def setup_once(stage: str | None = None) -> None:
+        if stage in done or (stage == "validate" and "fit" in done):  # data set up to fit can validate
+            return
+        setup(stage)
+        done.add(stage)
+
+    vars(data).update(prepare_data=prepare_once, setup=setup_once)
