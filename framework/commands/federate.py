@@ -68,6 +68,9 @@ class FederateCLI(FulguriteCLI):
         self.run_callback.begin()
         self.run_callback.trained = True
         self.run_callback.save(self.trainer)
+        describe = getattr(self.federation.strategy, "describe", None)
+        if describe is not None:
+            self._say(describe())
         self.run.run()
 
     def after_fit(self) -> None:

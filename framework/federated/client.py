@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -13,11 +15,16 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from framework.federated import wire
+from framework.federated.importance import importance
+from framework.federated.layer_groups import LayerGroups
+from framework.federated.selective import SelectiveFedAvg
 from framework.federated.shares import Shares
 from framework.loaders import TrainPath, World, reindex
 from framework.seeding import derive, seed_all
@@ -71,6 +78,7 @@ class LightningClient:
         app = ClientApp()
         app.train()(self.train)
         app.evaluate()(self.evaluate)
+        app.query("importance")(self.importance)
         return app
 
     def train(self, message: Message, context: Context) -> Message:
@@ -83,17 +91,19 @@ class LightningClient:
         """
         partition, config = self._partition(context), message.content.config_records["config"]
         server_round = int(cast(int, config["server-round"]))
-        share = self.shares.train[partition]
         module = self._module(message, context)
         with self._surroundings("train", server_round, partition):
             metrics = self._fit(module, partition, config, context)
         state = module.state_dict()
+        if "layers" in config:
+            sent = self._groups(module).keys_to_send(cast(list[str], config["layers"]))
+            state = {key: state[key] for key in sent}
         private = [key for key in state if self._federation.is_private(key)]
         if private:
             context.state[_PRIVATE] = wire.pack({key: state[key] for key in private})
         content = RecordDict({
             "arrays": wire.pack({key: value for key, value in state.items() if key not in private}),
-            "metrics": MetricRecord({"num-examples": len(share), **metrics}),
+            "metrics": MetricRecord(metrics),
         })  # fmt: skip
         return Message(content, reply_to=message)
 
@@ -111,6 +121,27 @@ class LightningClient:
             trainer.validate(module, dataloaders=loader, verbose=False)
         metrics: dict[str, Any] = {"num-examples": len(stage.indices), **wire.numbers(trainer.callback_metrics)}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def importance(self, message: Message, context: Context) -> Message:
+        """Score the layers of the weights of a message on the client's share: the first trip of selective training."""
+        partition, config = self._partition(context), message.content.config_records["config"]
+        module, batches = self._module(message, context), int(cast(int, config["batches"]))
+        stage = self.shares.stage(partition)
+        loader = stage.apply(_in_order(TrainPath.on(self._workplace.data).build(before="partition")), World())
+        device = self._workplace.trainer().strategy.root_device
+        module.to(device)
+
+        def loss(batch: Any) -> tuple[Tensor, float]:
+            made: Any = module.training_step(move_data_to_device(batch, device), 0)
+            return (made["loss"] if isinstance(made, dict) else made), float(extract_batch_size(batch))
+
+        server_round = int(cast(int, config["server-round"]))
+        with self._surroundings("importance", server_round, partition), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*`self.trainer` reference is not registered")
+            chosen = itertools.islice(loader, batches or None)
+            scores = importance(module, loss, chosen, self._groups(module), str(config["kind"]))
+        metrics = MetricRecord({"num-examples": len(stage.indices), "scores": scores.tolist()})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     @property
     def shares(self) -> Shares:
@@ -141,12 +172,19 @@ class LightningClient:
         module.load_state_dict(wire.cast_like(state, reference), strict=False)
         return module
 
-    def _fit(self, module: LightningModule, partition: int, config: ConfigRecord, context: Context) -> dict[str, float]:
+    def _groups(self, module: LightningModule) -> LayerGroups:
+        return cast(SelectiveFedAvg, self._federation.strategy).groups_of(module)
+
+    def _fit(self, module: LightningModule, partition: int, config: ConfigRecord, context: Context) -> dict[str, Any]:
         federation = self._federation
         extra: list[Callback] = []
         mu = float(cast(float, config.get("proximal-mu", 0.0)))
         if mu:
             extra.append(Proximal(mu))
+        if "layers" in config:
+            groups = self._groups(module)
+            groups.set_trainable(module, cast(list[str], config["layers"]))
+            extra.append(OnlyTrainable())
         kept = context.state.config_records.get(_CALLBACKS) if federation.keep == "callbacks" else None
         if kept is not None:
             extra.append(RestoreCallbacks(_load(cast(bytes, kept["state"]))))
@@ -180,7 +218,9 @@ class LightningClient:
             context.state[_FIT] = ConfigRecord({
                 "state": _save(dumped), "epochs": trainer.current_epoch, "steps": trainer.global_step
             })  # fmt: skip
-        return {**wire.numbers(trainer.callback_metrics), "steps": float(steps)}
+        loader: Any = trainer.train_dataloader
+        items = len(loader.dataset)  # of a pool, those that have been bought
+        return {"num-examples": items, "steps": float(steps), **wire.numbers(trainer.callback_metrics)}
 
     @contextmanager
     def _surroundings(self, what: str, server_round: int, partition: int) -> Iterator[None]:
@@ -201,6 +241,15 @@ class LightningClient:
                 del os.environ["PL_GLOBAL_SEED"]
             else:
                 os.environ["PL_GLOBAL_SEED"] = before
+
+
+class OnlyTrainable(Callback):
+    """Take weights that are not to be trained out of the optimisers, whatever the module's own code put there."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [weight for weight in group["params"] if weight.requires_grad]
 
 
 class Proximal(Callback):

@@ -13,12 +13,14 @@ class ClientReport:
 
     Attributes:
         client: Its partition.
-        outcome: ``used``, or why its reply was not: ``dropped out``, ``late``, ``failed``, ``rejected``, ``silent``.
+        outcome: ``used``, or why its reply was not: ``dropped out``, ``late``, ``failed``, ``rejected``, ``silent``,
+            ``not asked``.
         detail: The reason of a failure or a rejection.
         examples: Items it trained on.
         down: Bytes to it.
         up: Bytes from it.
         seconds: Simulated seconds from the server's message to its reply; 0 without a simulated clock.
+        layers: Layers that it trained, where they were chosen for it.
         metrics: What its training logged last.
     """
 
@@ -29,6 +31,7 @@ class ClientReport:
     down: int = 0
     up: int = 0
     seconds: float = 0.0
+    layers: list[str] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -60,6 +60,14 @@ class FederatedRun:
         self.grid = SerialGrid(self.client.app(), federation.clients, raise_errors=federation.fail_fast)
         self.module: LightningModule = workplace.module()
         self.server = Server(federation, self.grid, self._shared(self.module.state_dict()), workplace.seed)
+        bind = getattr(federation.strategy, "bind", None)
+        if bind is not None:
+            if federation.keep == "everything":
+                raise ValueError(
+                    f"federation.keep must be callbacks or nothing with {type(federation.strategy).__name__}, "
+                    "got everything: optimisers change with the layers"
+                )
+            bind(self.module, federation.clients, workplace.seed)
         self.files = StateFiles(directory / "federation")
         self.best: tuple[int, float | None] = (0, None)
         self.best_file: Path | None = None

@@ -63,7 +63,7 @@ class Server:
         """
         began = time.perf_counter()
         chosen = self.participants(server_round)
-        report = RoundReport(server_round, [ClientReport(client) for client in chosen])
+        report = RoundReport(server_round, [ClientReport(client, "not asked") for client in chosen])
         arrays = wire.pack(self.weights)
         with self._strategy_at_work("configure", server_round):
             messages = list(
@@ -71,13 +71,14 @@ class Server:
                     server_round, arrays, ConfigRecord({"server-round": server_round}), self._view(chosen)
                 )
             )
+        self._take_notes(report)
         replies = self._exchange(messages, report)
         self._check_quorum(report, replies)
         with self._strategy_at_work("aggregate", server_round):
             combined, _ = self.federation.strategy.aggregate_train(server_round, _alike(replies))
         if combined is not None:
             self.weights |= wire.cast_like(wire.unpack(combined), self.weights)
-        report.metrics = {
+        report.metrics |= {
             f"clients/{name}": value
             for name, value in weighted_mean((each.examples, each.metrics) for each in report.used).items()
         }
@@ -118,6 +119,8 @@ class Server:
         for message in sorted(messages, key=lambda each: each.metadata.dst_node_id):  # strategies shuffle them
             client = by_client[partition_of(message.metadata.dst_node_id)]
             client.down += _bytes(message)
+            layers = message.content.config_records["config"].get("layers")
+            client.layers = None if layers is None else [str(layer) for layer in cast(list[str], layers)]
             systems = federation.systems
             if systems is not None and systems.drops_out(client.client, report.round, self.seed):
                 client.outcome = "dropped out"
@@ -146,6 +149,20 @@ class Server:
                     continue
             usable[client.client] = reply
         return [usable[client] for client in sorted(usable)]  # a fixed order of the sum, whoever answered first
+
+    def _take_notes(self, report: RoundReport) -> None:
+        """What a strategy that asks clients before it sends them to train has learned, and who failed to answer."""
+        strategy = self.federation.strategy
+        report.metrics |= {f"selection/{name}": value for name, value in getattr(strategy, "notes", {}).items()}
+        traffic, failures = getattr(strategy, "traffic", {}), getattr(strategy, "failures", {})
+        for client in report.clients:
+            down, up = traffic.get(node_of(client.client), (0, 0))
+            client.down, client.up = client.down + down, client.up + up
+            reason = failures.get(node_of(client.client))
+            if reason is not None:
+                client.outcome, client.detail = "failed", reason
+                if self.federation.fail_fast:
+                    raise RuntimeError(f"client {client.client} failed in round {report.round}: {reason}")
 
     def _complaint(self, reply: Message) -> str:
         records = reply.content

@@ -9,7 +9,7 @@ from typing import Literal
 
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from framework.federated import attributes, partition_file, strategies  # noqa: F401 - classes are found by name
+from framework.federated import attributes, partition_file, selective, strategies  # noqa: F401 - classes are found by name
 from framework.federated.partition import IID, Partitioner
 from framework.federated.skew import Skew
 from framework.federated.systems import Systems

@@ -60,3 +60,20 @@ class Points(LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(self.val, batch_size=16)
+
+
+class Deep(Net):
+    """The same with four blocks of like structure in front of the head."""
+
+    def __init__(self, decay=0.1, lr=0.05):
+        super().__init__(dropout=0.2, norm=False, optimizer="adam", lr=lr)
+        del self.body
+        self.decay = decay
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4)))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.blocks(x)))
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.decay)
