@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +64,8 @@ class Given(NamedTuple):
 
 
 def setup(network: str, clients: int, steps: int) -> Given:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     module = Classifier(784, 10, network=network, hidden=[128], optimizer=_sgd)
     data = Images(clients * steps * BATCH)
