@@ -61,6 +61,8 @@ class MNIST(ClassificationData):
             ``data``.
         batch_size: Images per batch, at least 1.
         val_share: Share of the training images kept for validation, in (0, 1); stratified by class.
+        part: Which of the other images to train on: from where to where in one random order, as shares. With the same
+            seed, (0, 0.5) and (0.5, 1) have no image in common: one to pre-train on, one to go on with.
         seed: Seed of the split.
         download: Whether to fetch missing files from the public mirror.
         num_workers: Processes that load batches.
@@ -84,6 +86,7 @@ class MNIST(ClassificationData):
         data_dir: str | None = None,
         batch_size: int = 64,
         val_share: float = 0.1,
+        part: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
         download: bool = False,
         num_workers: int = 0,
@@ -92,6 +95,8 @@ class MNIST(ClassificationData):
         check_shares((1 - val_share, val_share), "val_share and the rest")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= part[0] < part[1] <= 1:
+            raise ValueError(f"part must be two shares in [0, 1], the smaller one first, got {part}")
         self.save_hyperparameters()
         self.folder = Path(data_dir).expanduser() / "mnist" if data_dir else data_root("mnist")
 
@@ -106,6 +111,10 @@ class MNIST(ClassificationData):
         train, test = self._read("train"), self._read("t10k")
         shares = (1 - self.hparams["val_share"], self.hparams["val_share"])
         kept, held = split_indices(len(train), shares, self.hparams["seed"], train.targets)
+        start, end = (round(share * len(kept)) for share in self.hparams["part"])
+        if (start, end) != (0, len(kept)):
+            order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.hparams["seed"]))
+            kept = kept[order[start:end]].sort().values
         self.train, self.val = Subset(train, kept.tolist()), Subset(train, held.tolist())
         self.test, self.predict = test, GreyImages(test.images, test.targets, numbered=True)
 

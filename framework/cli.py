@@ -147,18 +147,14 @@ def run(args: list[str]) -> FulguriteCLI | None:
 
 
 def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
-    from framework.configuration import Configuration, find
+    from framework.configuration import Configuration, pairs
 
-    configuration = Configuration(command)
-    print_config = False
-    helped = [pair for pair in _pairs(rest) if pair[0].endswith(".help")]
-    for key, value in _pairs(rest):
-        if key in {"-c", "--config"}:
-            configuration.layer(find(value))
-        elif key == "--print_config":
-            print_config = True
-        elif not key.endswith(".help"):
-            configuration.override(key.removeprefix("--"), value)
+    given = pairs(rest)
+    print_config = any(key == "--print_config" for key, _ in given)
+    helped = [pair for pair in given if pair[0].endswith(".help")]
+    configuration = Configuration.of(
+        command, [pair for pair in given if pair[0] != "--print_config" and pair not in helped]
+    )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own package; last, so that it cannot hide ours
     from framework.lean import import_torchmetrics
@@ -176,25 +172,6 @@ def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
     from framework.commands.train import FulguriteCLI
 
     return FulguriteCLI(command, configuration, print_config)
-
-
-def _pairs(args: list[str]) -> list[tuple[str, str]]:
-    """Split ``--key value``, ``--key=value`` and ``-c file``; a key without a value means true."""
-    pairs = []
-    rest = list(args)
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--") and key != "-c":
-            raise ConfigurationError(f"unexpected {key}: options look like -c <file> or --<key> <value>")
-        if not equals and key != "--print_config":
-            if rest and not rest[0].startswith("--") and rest[0] != "-c":
-                value = rest.pop(0)
-            elif key in {"-c", "--config"}:
-                raise ConfigurationError(f"{key} needs a file or the name of a configuration")
-            else:
-                value = "true"
-        pairs.append((key, value))
-    return pairs
 
 
 def _expected(error: Exception) -> bool:

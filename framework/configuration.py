@@ -9,7 +9,7 @@ against the signatures.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -136,6 +136,32 @@ def read(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def pairs(args: list[str]) -> list[tuple[str, str]]:
+    """Split ``--key value``, ``--key=value`` and ``-c file``; a key without a value means true.
+
+    Args:
+        args: What follows the command.
+
+    Raises:
+        ConfigurationError: If something else stands among them.
+    """
+    found = []
+    rest = list(args)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") and key != "-c":
+            raise ConfigurationError(f"unexpected {key}: options look like -c <file> or --<key> <value>")
+        if not equals and key != "--print_config":
+            if rest and not rest[0].startswith("--") and rest[0] != "-c":
+                value = rest.pop(0)
+            elif key in {"-c", "--config"}:
+                raise ConfigurationError(f"{key} needs a file or the name of a configuration")
+            else:
+                value = "true"
+        found.append((key, value))
+    return found
+
+
 class Configuration:
     """One configuration that layers and overrides are laid onto, in the order of the command line.
 
@@ -153,9 +179,37 @@ class Configuration:
         self.values: dict[str, Any] = {}
         self.files: list[Path] = []
 
+    @classmethod
+    def of(cls, command: str, given: Iterable[tuple[str, str]]) -> Configuration:
+        """Layers and overrides of a command line, laid over one another from left to right.
+
+        Args:
+            command: The command.
+            given: From :func:`pairs`.
+
+        Raises:
+            ConfigurationError: If a file or key does not exist.
+        """
+        configuration = cls(command)
+        for key, value in given:
+            if key in {"-c", "--config"}:
+                configuration.layer(find(value))
+            else:
+                configuration.override(key.removeprefix("--"), value)
+        return configuration
+
     def layer(self, path: Path) -> None:
         """Merge a YAML file onto what is there."""
-        values = read(path)
+        self.merge(read(path), str(path))
+        self.files.append(path)
+
+    def merge(self, values: Mapping[str, Any], path: str) -> None:
+        """Merge a mapping onto what is there.
+
+        Args:
+            values: As a YAML file holds it.
+            path: What errors call it.
+        """
         for key in values:
             bare = str(key).removesuffix("+")
             if bare not in self.keys and bare not in self.others:
@@ -168,7 +222,6 @@ class Configuration:
             if section in values and values[section] is None:
                 del values[section]  # `trainer:` with every line below it commented out
         _merge(self.values, _named(values))
-        self.files.append(path)
 
     def override(self, key: str, text: str) -> None:
         """Set one value, as ``--key text`` does.

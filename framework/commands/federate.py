@@ -47,6 +47,10 @@ class FederateCLI(FulguriteCLI):
         self._section_parser = section_parser()
         self._section = parsed(self._section_parser, values.pop(SECTION, None))
         self.federation: Federation = instantiate(self._section_parser, self._section)[SECTION]
+        if self.federation.engine == "ray":
+            from framework.federated.simulation import check_installed
+
+            check_installed()
         return values
 
     def resolved(self) -> str:
@@ -55,13 +59,11 @@ class FederateCLI(FulguriteCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Run the federation, from its start or from where it was killed."""
-        if self.datamodule is None:
-            raise ConfigurationError(f"data is not set: {kind(self.model)} brings no data that could be divided")
-        settings = dict(self._get(self.config_init, "trainer", default={}))
-        settings["default_root_dir"] = str(self.directory)
-        workplace = LocalWorkplace(self.model, self.datamodule, settings, self._seed())
-        self.run = FederatedRun(workplace, self.federation, self.directory, self.trainer.loggers)
+        self.run = FederatedRun(self.workplace(), self.federation, self.directory, self.trainer.loggers)
+        self.connect(self.run)
         self.run.check()
+        if self.place.continued and not (self.federation.engine == "in_process" and self.run.here):
+            self.run.check_stateless()
         done = self.run.resume() if self.place.continued else 0
         if done >= self.federation.rounds:
             self._say(f"{self.directory} is complete ({done} rounds): nothing left to train")
@@ -71,7 +73,32 @@ class FederateCLI(FulguriteCLI):
         describe = getattr(self.federation.strategy, "describe", None)
         if describe is not None:
             self._say(describe())
-        self.run.run()
+        self.rounds(self.run)
+
+    def connect(self, run: FederatedRun) -> None:
+        """Reach clients in other processes, where an engine is there from the start."""
+
+    def rounds(self, run: FederatedRun) -> None:
+        """Run the rounds that are left, by the engine that is asked for."""
+        if self.federation.engine == "ray":
+            from framework.commands.flower import pickled_app  # it needs this class
+            from framework.federated.simulation import simulate
+
+            simulate(run, pickled_app(self.configuration))
+        else:
+            run.run()
+
+    def workplace(self, **options: Any) -> LocalWorkplace:
+        """Module, data and trainer for the clients of this process.
+
+        Args:
+            options: Further arguments of :class:`LocalWorkplace`.
+        """
+        if self.datamodule is None:
+            raise ConfigurationError(f"data is not set: {kind(self.model)} brings no data that could be divided")
+        settings = dict(self._get(self.config_init, "trainer", default={}))
+        settings["default_root_dir"] = str(self.directory)
+        return LocalWorkplace(self.model, self.datamodule, settings, self._seed(), **options)
 
     def after_fit(self) -> None:
         """Test the best round, and print ours beside the published numbers."""

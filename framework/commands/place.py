@@ -84,7 +84,9 @@ def find_place(command: str, given: str | None, fast: bool, root: Path, name: st
 
 HARMLESS = {"data_dir", "download", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor"}
 """Options of data that change how they are read, not what is read."""
-LATER = {"rounds", "evaluate_every", "fail_fast", "quorum", "timeout", "log_clients"}
+LATER = {
+    "rounds", "evaluate_every", "fail_fast", "quorum", "timeout", "log_clients", "engine", "client_cpus", "client_gpus"
+}  # fmt: skip
 """Options of a federation that may change from one start to the next: they do not touch the rounds that are done."""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,8 +23,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from framework.federated import wire
+from framework.federated.client_callbacks import OnlyTrainable, Proximal, RestoreCallbacks
+from framework.federated.costs import step_flops
 from framework.federated.importance import importance
 from framework.federated.layer_groups import LayerGroups
+from framework.federated.probe import Loss
 from framework.federated.selective import SelectiveFedAvg
 from framework.federated.shares import Shares
 from framework.loaders import TrainPath, World, reindex
@@ -42,10 +46,12 @@ class Workplace(Protocol):
     Attributes:
         data: The data, of which each client sees its share.
         seed: Seed of the run.
+        fingerprint: Of the configuration, to be compared between processes; empty where there is one process.
     """
 
     data: LightningDataModule
     seed: int
+    fingerprint: str
 
     def module(self) -> LightningModule:
         """A module as the configuration describes it, that nothing has been done to."""
@@ -61,6 +67,15 @@ class Workplace(Protocol):
         ...
 
 
+class Client(Protocol):
+    """What answers the messages of a federation; each message names its client by the partition of its node."""
+
+    def train(self, message: Message, context: Context) -> Message: ...
+    def evaluate(self, message: Message, context: Context) -> Message: ...
+    def importance(self, message: Message, context: Context) -> Message: ...
+    def introduce(self, message: Message, context: Context) -> Message: ...
+
+
 class LightningClient:
     """All clients of one process: each message names its client by the partition of its node.
 
@@ -72,14 +87,25 @@ class LightningClient:
     def __init__(self, workplace: Workplace, federation: Federation) -> None:
         self._workplace, self._federation = workplace, federation
         self._shares: Shares | None = None
+        self._flops: dict[tuple[str, ...], float] = {}  # of a backward pass, by item
 
     def app(self) -> ClientApp:
         """The app that Flower's engines run."""
-        app = ClientApp()
-        app.train()(self.train)
-        app.evaluate()(self.evaluate)
-        app.query("importance")(self.importance)
-        return app
+        return app_of(lambda context: self)
+
+    def introduce(self, message: Message, context: Context) -> Message:
+        """Say which partition this is, to a server with the same configuration.
+
+        Raises:
+            ValueError: If the server's configuration is another one.
+        """
+        theirs, ours = str(message.content.config_records["config"]["fingerprint"]), self._workplace.fingerprint
+        if theirs and ours and theirs != ours:
+            raise ValueError(
+                f"its configuration is not the server's (fingerprint {ours}, the server's {theirs}): "
+                "give both the same layers and keys"
+            )
+        return Message(RecordDict({"config": ConfigRecord({"partition": self._partition(context)})}), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
         """Train the weights of a message on the client's share, and reply with what they became.
@@ -126,22 +152,23 @@ class LightningClient:
         """Score the layers of the weights of a message on the client's share: the first trip of selective training."""
         partition, config = self._partition(context), message.content.config_records["config"]
         module, batches = self._module(message, context), int(cast(int, config["batches"]))
-        stage = self.shares.stage(partition)
-        loader = stage.apply(_in_order(TrainPath.on(self._workplace.data).build(before="partition")), World())
-        device = self._workplace.trainer().strategy.root_device
-        module.to(device)
-
-        def loss(batch: Any) -> tuple[Tensor, float]:
-            made: Any = module.training_step(move_data_to_device(batch, device), 0)
-            return (made["loss"] if isinstance(made, dict) else made), float(extract_batch_size(batch))
-
+        module.to(self._workplace.trainer().strategy.root_device)
         server_round = int(cast(int, config["server-round"]))
-        with self._surroundings("importance", server_round, partition), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*`self.trainer` reference is not registered")
-            chosen = itertools.islice(loader, batches or None)
-            scores = importance(module, loss, chosen, self._groups(module), str(config["kind"]))
-        metrics = MetricRecord({"num-examples": len(stage.indices), "scores": scores.tolist()})
+        with self._surroundings("importance", server_round, partition):
+            chosen = itertools.islice(self.batches(partition), batches or None)
+            scores = importance(module, mean_loss_of(module), chosen, self._groups(module), str(config["kind"]))
+        items = len(self.shares.stage(partition).indices)
+        metrics = MetricRecord({"num-examples": items, "scores": scores.tolist()})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    def batches(self, partition: int) -> DataLoader[Any]:
+        """What a client trains on, in order and every item once.
+
+        Args:
+            partition: Its number.
+        """
+        loader = TrainPath.on(self._workplace.data).build(before="partition")
+        return self.shares.stage(partition).apply(_in_order(loader), World())
 
     @property
     def shares(self) -> Shares:
@@ -181,9 +208,13 @@ class LightningClient:
         mu = float(cast(float, config.get("proximal-mu", 0.0)))
         if mu:
             extra.append(Proximal(mu))
+        flops = 0.0
         if "layers" in config:
-            groups = self._groups(module)
-            groups.set_trainable(module, cast(list[str], config["layers"]))
+            groups, layers = self._groups(module), tuple(cast(list[str], config["layers"]))
+            if layers not in self._flops:
+                self._flops[layers] = self._flops_per_item(module, partition, layers)
+            flops = self._flops[layers]
+            groups.set_trainable(module, layers)
             extra.append(OnlyTrainable())
         kept = context.state.config_records.get(_CALLBACKS) if federation.keep == "callbacks" else None
         if kept is not None:
@@ -220,7 +251,18 @@ class LightningClient:
             })  # fmt: skip
         loader: Any = trainer.train_dataloader
         items = len(loader.dataset)  # of a pool, those that have been bought
-        return {"num-examples": items, "steps": float(steps), **wire.numbers(trainer.callback_metrics)}
+        counted = {"num-examples": items, "steps": float(steps)}
+        if flops:
+            counted["flops"] = flops * items * steps / trainer.num_training_batches
+        return {**counted, **wire.numbers(trainer.callback_metrics)}
+
+    def _flops_per_item(self, module: LightningModule, partition: int, layers: Sequence[str]) -> float:
+        """Operations of the backward pass, counted on one batch: texts of other lengths have others."""
+        spare = copy.deepcopy(module).train()
+        with self._surroundings("flops", 0, partition):  # training draws what it would have drawn without
+            batch = next(iter(self.batches(partition)))
+            counted = step_flops(spare, mean_loss_of(spare), batch, self._groups(module), layers)
+        return counted.backward / float(extract_batch_size(batch))
 
     @contextmanager
     def _surroundings(self, what: str, server_round: int, partition: int) -> Iterator[None]:
@@ -243,53 +285,34 @@ class LightningClient:
                 os.environ["PL_GLOBAL_SEED"] = before
 
 
-class OnlyTrainable(Callback):
-    """Take weights that are not to be trained out of the optimisers, whatever the module's own code put there."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["params"] = [weight for weight in group["params"] if weight.requires_grad]
-
-
-class Proximal(Callback):
-    """FedProx: pull the weights towards those of the server.
-
-    Adds the gradient of ``mu / 2 * ||w - w_server||^2`` to that of the loss, before gradients are clipped (Li et al.,
-    Federated Optimization in Heterogeneous Networks, equation 2).
+def mean_loss_of(module: LightningModule) -> Loss:
+    """What a module is trained by, for whoever looks at its gradients outside of a fit.
 
     Args:
-        mu: Weight of the term, at least 0.
+        module: The module; batches are moved to where it is.
     """
 
-    def __init__(self, mu: float) -> None:
-        self.mu = mu
-        self._anchor: dict[torch.nn.Parameter, Tensor] = {}
+    def loss(batch: Any) -> tuple[Tensor, float]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*`self.trainer` reference is not registered")
+            made: Any = module.training_step(move_data_to_device(batch, module.device), 0)
+        return (made["loss"] if isinstance(made, dict) else made), float(extract_batch_size(batch))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._anchor = {weight: weight.detach().clone() for weight in pl_module.parameters() if weight.requires_grad}
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    weight.grad.add_(weight.detach() - self._anchor[weight], alpha=self.mu)
+    return loss
 
 
-class RestoreCallbacks(Callback):
-    """Give callbacks the state they had after the client's last message, when Lightning would restore a checkpoint.
+def app_of(client: Callable[[Context], Client]) -> ClientApp:
+    """Flower's app for clients of whatever kind.
 
     Args:
-        states: State by the callback's key.
+        client: Gives the client that answers for a context.
     """
-
-    def __init__(self, states: dict[str, Any]) -> None:
-        self.states = states
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if callback.state_key in self.states:
-                callback.load_state_dict(self.states[callback.state_key])
+    app = ClientApp()
+    app.train()(lambda message, context: client(context).train(message, context))
+    app.evaluate()(lambda message, context: client(context).evaluate(message, context))
+    app.query("importance")(lambda message, context: client(context).importance(message, context))
+    app.query("partition")(lambda message, context: client(context).introduce(message, context))
+    return app
 
 
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -37,8 +37,11 @@ class SerialGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._replies: dict[str, Message] = {}
         self._sent = 0
-        # Flower makes messages in the name of a task; these setters are not public, and a test watches over them.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE
+        # Flower makes messages in the name of a task; these setters are not public, and a test watches over them. A
+        # process that an engine started has its identity already, and keeps it.
+        for name, value in (("task_id", 1), ("run_id", RUN_ID), ("node_id", SERVER_NODE)):
+            if getattr(TaskIdentity, f"_{name}") is None:
+                setattr(TaskIdentity, name, value)
         self.contexts = [
             Context(
                 run_id=RUN_ID,

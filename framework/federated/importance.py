@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from framework.errors import near
 from framework.federated.layer_groups import LayerGroups
+from framework.federated.probe import Loss, mean_loss, untouched
 
 Kind = Literal["norm", "norm_per_batch", "rgn", "snr"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -21,7 +20,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 def importance(
     module: nn.Module,
-    loss: Callable[[Any], tuple[Tensor, float]],
+    loss: Loss,
     batches: Iterable[Any],
     groups: LayerGroups,
     kind: str = "norm",
@@ -66,11 +65,10 @@ def importance(
     if missing:
         raise ValueError(f"module has no parameter {missing[0]}, which the layer groups name")
     parameters = [named[name] for name in names]
-    with _untouched(module), torch.inference_mode(False), torch.enable_grad():
+    with untouched(module):
         module.eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-            parameter.grad = None
         for parameter in parameters:
             parameter.requires_grad_(True)
         sums: list[Tensor] = [torch.zeros_like(p, dtype=_precise(p)) for p in parameters]
@@ -111,17 +109,10 @@ def importance(
 
 
 def _gradients(
-    loss: Callable[[Any], tuple[Tensor, float]], batch: Any, parameters: Sequence[Tensor], position: int
+    loss: Loss, batch: Any, parameters: Sequence[Tensor], position: int
 ) -> tuple[tuple[Tensor | None, ...], float]:
     """Gradients of the mean loss of one batch, and the weight of the batch."""
-    result = loss(batch)
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
-        raise TypeError(f"loss must give the mean loss of a batch and its number of items, got {type(result).__name__}")
-    value, weight = result[0], float(result[1])
-    if value.numel() != 1:
-        raise ValueError(f"loss must give a scalar for each batch, got shape {tuple(value.shape)} for batch {position}")
-    if not 0 < weight < math.inf:
-        raise ValueError(f"loss must give a positive weight for each batch, got {weight} for batch {position}")
+    value, weight = mean_loss(loss, batch, position)
     if not value.requires_grad:
         raise ValueError(f"loss of batch {position} must depend on a selectable layer, but it depends on none")
     return torch.autograd.grad(value.reshape(()), parameters, allow_unused=True), weight
@@ -142,36 +133,3 @@ def _signal_to_noise(gradient: Tensor) -> float:
         return 0.0
     mean, noise = float(gradient.mean()), float(gradient.std())
     return mean * mean / noise if noise else math.inf
-
-
-@contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Give a module and the global random states back as they were."""
-    modes = [(inner, inner.training) for inner in module.modules()]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
-    # A module may also put another tensor in a buffer's place, so the place is kept beside the values.
-    buffers = [
-        (inner, name, buffer, None if buffer is None else buffer.detach().clone())
-        for inner in module.modules()
-        for name, buffer in inner._buffers.items()
-    ]
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        for inner, mode in modes:
-            inner.training = mode
-        for parameter, flag, gradient in parameters:
-            parameter.requires_grad_(flag)
-            parameter.grad = gradient
-        with torch.no_grad():
-            for inner, name, buffer, values in buffers:
-                if buffer is not None and values is not None and not torch.equal(buffer, values):
-                    buffer.copy_(values)
-                inner._buffers[name] = buffer
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)

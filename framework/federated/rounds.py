@@ -20,6 +20,8 @@ class ClientReport:
         down: Bytes to it.
         up: Bytes from it.
         seconds: Simulated seconds from the server's message to its reply; 0 without a simulated clock.
+        flops: Floating-point operations of its backward passes, counted on one batch and scaled to the items that
+            passed through; 0 where layers were not chosen for it.
         layers: Layers that it trained, where they were chosen for it.
         metrics: What its training logged last.
     """
@@ -31,6 +33,7 @@ class ClientReport:
     down: int = 0
     up: int = 0
     seconds: float = 0.0
+    flops: float = 0.0
     layers: list[str] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 

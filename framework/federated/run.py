@@ -11,20 +11,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from framework.federated import wire
-from framework.federated.client import LightningClient
+from framework.federated.client import LightningClient, mean_loss_of
+from framework.federated.figures import selection_heatmap
 from framework.federated.grid import SerialGrid
+from framework.federated.layer_groups import LayerGroups
+from framework.federated.nodes import PartitionGrid
+from framework.federated.own_data import OwnData
 from framework.federated.partition_figure import partition_figure
 from framework.federated.partition_file import save
+from framework.federated.probe import Loss
 from framework.federated.rounds import RoundReport
 from framework.federated.server import Server, take_all
 from framework.federated.settings import Federation
@@ -37,7 +43,7 @@ ROUNDS = "rounds.jsonl"
 
 
 class FederatedRun:
-    """Train one module by many clients in this process.
+    """Train one module by many clients, in this process unless ``connect`` leads elsewhere.
 
     Args:
         workplace: Module, data and trainer.
@@ -57,7 +63,9 @@ class FederatedRun:
         self.workplace, self.federation, self.directory = workplace, federation, directory
         self.loggers = loggers
         self.client = LightningClient(workplace, federation)
-        self.grid = SerialGrid(self.client.app(), federation.clients, raise_errors=federation.fail_fast)
+        self.grid: SerialGrid | PartitionGrid = SerialGrid(
+            self.client.app(), federation.clients, raise_errors=federation.fail_fast
+        )
         self.module: LightningModule = workplace.module()
         self.server = Server(federation, self.grid, self._shared(self.module.state_dict()), workplace.seed)
         bind = getattr(federation.strategy, "bind", None)
@@ -67,21 +75,65 @@ class FederatedRun:
                     f"federation.keep must be callbacks or nothing with {type(federation.strategy).__name__}, "
                     "got everything: optimisers change with the layers"
                 )
-            bind(self.module, federation.clients, workplace.seed)
+            bind(self.module, federation.clients, workplace.seed, self._probe)
         self.files = StateFiles(directory / "federation")
         self.best: tuple[int, float | None] = (0, None)
         self.best_file: Path | None = None
         self.finished = 0
         self.history: list[RoundReport] = []
 
+    def connect(self, grid: PartitionGrid) -> None:
+        """Have the clients elsewhere, instead of in this process.
+
+        Args:
+            grid: Reaches them.
+        """
+        self.grid = self.server.grid = grid
+
+    @property
+    def here(self) -> bool:
+        """Whether the clients are in this process, where their states can be saved."""
+        return isinstance(self.grid, SerialGrid)
+
+    def check_stateless(self) -> None:
+        """Refuse to resume where clients kept a state in processes that are gone.
+
+        Raises:
+            ValueError: If they did, naming what.
+        """
+        federation = self.federation
+        kept = "federation.keep everything" if federation.keep == "everything" else ""
+        if federation.private:
+            kept = f"federation.private {', '.join(federation.private)}"
+        stateful = [each for each in self.workplace.callbacks if is_overridden("state_dict", each, Callback)]
+        if federation.keep == "callbacks" and stateful:
+            kept = f"federation.keep callbacks with {type(stateful[0]).__name__}"
+        if kept:
+            raise ValueError(
+                f"a federation with {kept} can be resumed only with federation.engine in_process: "
+                "other engines lose what clients keep from round to round when they end"
+            )
+
     @property
     def holds_out(self) -> bool:
         """Whether clients have items to evaluate on."""
+        if isinstance(self.federation.partition, OwnData):
+            return self.federation.held_out > 0
         return any(len(part) for part in self.client.shares.held_out)
 
     def check(self) -> None:
-        """Divide the data, so that what cannot be divided is known before anything is written."""
-        _ = self.client.shares
+        """Divide the data, so that what cannot be divided is known before anything is written.
+
+        Raises:
+            ValueError: If they cannot be divided as asked.
+        """
+        if not isinstance(self.federation.partition, OwnData):
+            _ = self.client.shares
+        elif self.here:
+            raise ValueError(
+                "federation.partition OwnData is for clients in processes of their own (flwr run, with SuperNodes): "
+                "here all would train on the same items"
+            )
 
     def resume(self) -> int:
         """Go on where the state on disk ends.
@@ -127,13 +179,24 @@ class FederatedRun:
                             report.metrics |= self.server.evaluate(server_round)
                     self._finish(report, [each.client for each in report.clients])
                     bar.set_postfix_str(self._postfix(report))
+            self._show_layers()
 
     def _show_partition(self) -> None:
         """Who holds what, as a picture, and as a file for ``FromFile``."""
+        if isinstance(self.federation.partition, OwnData):
+            return  # the server does not know
         shares = self.client.shares
         save(self.directory / "partition.npz", shares.train, shares.held_out)
         figure = partition_figure(shares.counts())
         figure.savefig(self.directory / "partition.png", dpi=110)
+
+    def _show_layers(self) -> None:
+        """Which layers were trained, by round and by client, where they were chosen."""
+        with open(self.directory / ROUNDS, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        if any(client["layers"] is not None for record in records for client in record["clients"]):
+            groups: LayerGroups = self.federation.strategy.groups_of(self.module)  # type: ignore[attr-defined]
+            selection_heatmap(records, groups.names).savefig(self.directory / "layers.png", dpi=110)
 
     def _finish(self, report: RoundReport, changed: Sequence[int]) -> None:
         """Log a round, keep its checkpoint if it is the best, and save what a later process goes on from."""
@@ -191,6 +254,11 @@ class FederatedRun:
 
     def _shared(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value for key, value in state.items() if not self.federation.is_private(key)}
+
+    def _probe(self) -> tuple[Loss, Any]:
+        """The module's loss, and a batch of the first client's."""
+        self.module.to(self.workplace.judge().strategy.root_device)
+        return mean_loss_of(self.module), next(iter(self.client.batches(0)))
 
     def _forget_rounds(self) -> None:
         path = self.directory / ROUNDS

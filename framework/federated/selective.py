@@ -7,7 +7,7 @@ clients train, and send, what was chosen for them together with the common layer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch import nn
 
 from framework.errors import near
 from framework.federated import selection, wire
+from framework.federated.costs import backward_flops, backward_seconds
 from framework.federated.grid import partition_of
 from framework.federated.importance import KINDS
 from framework.federated.layer_groups import COMMON, FROZEN, LayerGroups
+from framework.federated.probe import Loss
 from framework.federated.strategies import FedAvgPerKey
 
 QUERY = "query.importance"
@@ -42,7 +44,9 @@ class SelectiveFedAvg(FedAvgPerKey):
         batches: Batches that a client scores its layers on; ``None`` for all.
         every: Rounds from one choice to the next; in between clients keep theirs, as long as all of a round have one.
         scale: What scores are divided by: their ``max``, their ``mean``, or ``none``.
-        costs: What a layer costs: ``one``, or its number of ``parameters`` in units of the mean layer.
+        costs: What a layer costs: ``one``, or in units of the mean layer its number of ``parameters``, the ``flops`` of
+            its backward pass, or the ``seconds`` that this takes, measured on the server before the first round (such
+            a run cannot be repeated to the bit). See :mod:`framework.federated.costs`.
         fill_budget: Whether ``p1`` spends what agreement left of a budget on a client's own best layers.
         groups: Patterns of parameter names by layer, from input to output; ``None`` finds the blocks of the module.
         common: Patterns of what every client trains; ``None`` for the head.
@@ -62,7 +66,7 @@ class SelectiveFedAvg(FedAvgPerKey):
         batches: int | None = None,
         every: int = 1,
         scale: Literal["max", "mean", "none"] = "max",
-        costs: Literal["one", "parameters"] = "one",
+        costs: Literal["one", "parameters", "flops", "seconds"] = "one",
         fill_budget: bool = True,
         groups: dict[str, list[str]] | None = None,
         common: list[str] | None = None,
@@ -87,6 +91,7 @@ class SelectiveFedAvg(FedAvgPerKey):
         self._patterns = (groups, common, frozen or [])
         self._groups: LayerGroups | None = None
         self._budgets: np.ndarray | None = None
+        self._costs: np.ndarray | None = None
         self._chosen: dict[int, list[str]] = {}
         self.failures: dict[int, str] = {}
         self.traffic: dict[int, tuple[int, int]] = {}
@@ -104,13 +109,14 @@ class SelectiveFedAvg(FedAvgPerKey):
         groups, common, frozen = self._patterns
         return LayerGroups.of(module, groups, common, frozen)
 
-    def bind(self, module: nn.Module, clients: int, seed: int) -> None:
-        """Learn what is trained, and draw the clients' budgets; called once, before the first round.
+    def bind(self, module: nn.Module, clients: int, seed: int, probe: Callable[[], tuple[Loss, Any]]) -> None:
+        """Learn what is trained at what cost, and draw the clients' budgets; called once, before the first round.
 
         Args:
             module: The module.
             clients: Number of clients.
             seed: Seed of the run.
+            probe: Gives the module's loss and a batch, to count or measure costs on.
 
         Raises:
             ValueError: If a budget exceeds the number of layers.
@@ -119,6 +125,7 @@ class SelectiveFedAvg(FedAvgPerKey):
         low, high = self.budget
         if high > len(self._groups.names):
             raise ValueError(f"budget must be at most {len(self._groups.names)}, the number of layers, got {high}")
+        self._costs = self._costs_of(module, self._groups, probe)
         self._budgets = (
             selection.equal_budgets(low, clients)
             if low == high
@@ -158,6 +165,19 @@ class SelectiveFedAvg(FedAvgPerKey):
         """Take the choice of an earlier process."""
         self._chosen = {int(node): list(layers) for node, layers in state["chosen"].items()}
 
+    def _costs_of(
+        self, module: nn.Module, groups: LayerGroups, probe: Callable[[], tuple[Loss, Any]]
+    ) -> np.ndarray | None:
+        if self.costs == "one":
+            return None
+        if self.costs == "parameters":
+            found = np.array([groups.sizes[name] for name in groups.names], dtype=np.float64)
+        else:
+            count = backward_flops if self.costs == "flops" else backward_seconds
+            loss, batch = probe()
+            found = count(module, loss, batch, groups)
+        return found / found.mean()
+
     def _choose(self, server_round: int, arrays: ArrayRecord, nodes: Sequence[int], grid: Grid) -> list[int]:
         """Choose for all nodes that answer; returns those."""
         assert self._groups is not None, "bind has not been called"
@@ -173,13 +193,9 @@ class SelectiveFedAvg(FedAvgPerKey):
             scores = selection.normalise([answers[node][0] for node in nodes], self.scale)
             sizes = np.array([answers[node][1] for node in nodes])
         budgets = np.array([self._budgets[partition_of(node)] for node in nodes], dtype=np.float64)
-        costs = None
-        if self.costs == "parameters":
-            counts = np.array([self._groups.sizes[name] for name in layers], dtype=np.float64)
-            costs = counts / counts.mean()
         how = "top_scores" if self.select in ("snr", "rgn") else self.select
         made = selection.select(
-            how, budgets, len(layers), scores, lam=self.lam, costs=costs, fill_budget=self.fill_budget,
+            how, budgets, len(layers), scores, lam=self.lam, costs=self._costs, fill_budget=self.fill_budget,
             time_limit=self.time_limit,
         )  # fmt: skip
         for node, mask in zip(nodes, made.masks, strict=True):

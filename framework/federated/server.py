@@ -21,7 +21,7 @@ from framework.federated.rounds import ClientReport, RoundReport, weighted_mean
 from framework.federated.settings import Federation
 from framework.seeding import derive
 
-_FROM_METRICS = ("num-examples", "steps")
+_FROM_METRICS = ("num-examples", "steps", "flops")
 """What a reply's metrics hold for the server's own use."""
 
 
@@ -140,6 +140,7 @@ class Server:
                 continue
             metrics = _metrics_of(reply)
             client.examples, steps = metrics["num-examples"], metrics.get("steps", 0.0)
+            client.flops = metrics.get("flops", 0.0)
             client.metrics = {name: value for name, value in metrics.items() if name not in _FROM_METRICS}
             client.outcome = "used"
             if federation.systems is not None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from framework.federated import attributes, partition_file, selective, strategies  # noqa: F401 - classes are found by name
+from framework.federated import attributes, own_data, partition_file, selective, strategies  # noqa: F401 - classes are found by name
 from framework.federated.partition import IID, Partitioner
 from framework.federated.skew import Skew
 from framework.federated.systems import Systems
@@ -41,6 +41,10 @@ class Federation:
         fail_fast: Whether an exception of a client ends the federation. Otherwise the round goes on without it.
         quorum: Share of a round's clients whose replies must be usable, in [0, 1].
         timeout: Seconds to wait for replies; not in one process, where clients answer in turn.
+        engine: Where clients work: one after the other ``in_process``, or in processes of ``ray``, Flower's simulation
+            engine. A deployment (``flwr run``) has its own, and takes no notice.
+        client_cpus: CPUs that a client takes up with ``ray``: as many work at once as there is room for.
+        client_gpus: GPUs, or a share of one, that it takes up.
 
     Raises:
         ValueError: If a value is out of range, naming it.
@@ -65,6 +69,9 @@ class Federation:
         fail_fast: bool = True,
         quorum: float = 0.5,
         timeout: float = 3600.0,
+        engine: Literal["in_process", "ray"] = "in_process",
+        client_cpus: float = 1.0,
+        client_gpus: float = 0.0,
     ) -> None:
         for name, value, least in (
             ("clients", clients, 1),
@@ -86,6 +93,10 @@ class Federation:
                 raise ValueError(f"federation.{name} must be at least 1, got {given}")
         if not timeout > 0:
             raise ValueError(f"federation.timeout must be positive, got {timeout}")
+        if not client_cpus > 0:
+            raise ValueError(f"federation.client_cpus must be positive, got {client_cpus}")
+        if not client_gpus >= 0:
+            raise ValueError(f"federation.client_gpus must not be negative, got {client_gpus}")
         for pattern in private:
             try:
                 re.compile(pattern)
@@ -99,6 +110,7 @@ class Federation:
         self.strategy = strategy if strategy is not None else FedAvg()
         self.private, self.keep, self.log_clients = tuple(private), keep, log_clients
         self.evaluate_every, self.fail_fast, self.quorum, self.timeout = evaluate_every, fail_fast, quorum, timeout
+        self.engine, self.client_cpus, self.client_gpus = engine, client_cpus, client_gpus
 
     @property
     def participants(self) -> int:

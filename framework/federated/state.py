@@ -50,7 +50,7 @@ class StateFiles:
         """
         before = dict(self._versions)
         for client in changed if contexts else ():
-            encoded = _encode_record(contexts[client].state)
+            encoded = encode_record(contexts[client].state)
             if encoded:
                 self._write(self._client(client, server_round), encoded)
                 self._versions[client] = server_round
@@ -74,7 +74,7 @@ class StateFiles:
         self._versions = dict(state.pop("clients"))
         for client, version in self._versions.items():
             encoded = torch.load(self._client(client, version), map_location="cpu", weights_only=True)
-            contexts[client].state = _decode_record(encoded)
+            contexts[client].state = decode_record(encoded)
         return state
 
     def _client(self, client: int, version: int) -> Path:
@@ -153,7 +153,8 @@ def _decode(value: Any) -> Any:
     return (tuple if form == "tuple" else list)(_decode(each) for each in content)
 
 
-def _encode_record(record: RecordDict) -> dict[str, Any]:
+def encode_record(record: RecordDict) -> dict[str, Any]:
+    """Records of Flower as ``torch.load`` takes them with ``weights_only``."""
     return {key: [type(value).__name__, _encode(_content(value))] for key, value in record.items()}
 
 
@@ -161,7 +162,8 @@ def _content(value: Any) -> Any:
     return value if isinstance(value, ArrayRecord) else dict(value)
 
 
-def _decode_record(encoded: Mapping[str, Any]) -> RecordDict:
+def decode_record(encoded: Mapping[str, Any]) -> RecordDict:
+    """What ``encode_record`` encoded."""
     kinds = {"ConfigRecord": ConfigRecord, "MetricRecord": MetricRecord}
     record = RecordDict()
     for key, (kind, value) in encoded.items():

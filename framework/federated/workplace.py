@@ -32,28 +32,36 @@ class LocalWorkplace:
         data: Its data; prepared and set up once.
         settings: Arguments of ``Trainer``. Callbacks are copied for every message.
         seed: Seed of the run.
+        fingerprint: Of the configuration all this came from.
+        distributed: Whether this process is one of several that train as one client.
+
+    Attributes:
+        callbacks: The user's, as far as clients have them; messages work on copies.
 
     Raises:
         ValueError: If the trainer asks for what a client cannot have, naming it.
     """
 
     def __init__(
-        self, module: LightningModule, data: LightningDataModule, settings: Mapping[str, Any], seed: int
+        self,
+        module: LightningModule,
+        data: LightningDataModule,
+        settings: Mapping[str, Any],
+        seed: int,
+        fingerprint: str = "",
+        distributed: bool = False,
     ) -> None:
         if getattr(module, "_trainer", None) is not None:
             raise ValueError(f"{type(module).__name__} has been fitted: a federation begins with a fresh module")
-        for name, allowed in (("devices", ("auto", 1, "1", [0], None)), ("num_nodes", (1, None))):
-            if settings.get(name) not in allowed:
-                raise ValueError(
-                    f"trainer.{name} must be 1 in a federation, got {settings[name]}: each client trains on one device"
-                )
+        if not distributed:
+            check_devices(settings)
         if settings.get("barebones"):
             raise ValueError("trainer.barebones must be false in a federation, which counts what its clients do")
-        self._module, self.data, self.seed = module, data, seed
+        self._module, self.data, self.seed, self.fingerprint = module, data, seed, fingerprint
         given = settings.get("callbacks") or []
         given = list(given) if isinstance(given, Sequence) else [given]
-        self._callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
-        self._settings = {**settings, **QUIET, "devices": 1}
+        self.callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
+        self._settings = {**settings, **QUIET} if distributed else {**settings, **QUIET, "devices": 1}
         _once(data)
 
     def module(self) -> LightningModule:
@@ -67,12 +75,29 @@ class LocalWorkplace:
 
     def trainer(self, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
         """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""
-        own = [copy.deepcopy(each) for each in self._callbacks]
+        own = [copy.deepcopy(each) for each in self.callbacks]
         return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
 
     def judge(self) -> Trainer:
         """A new, silent trainer without the user's callbacks, for the server's evaluations."""
         return Trainer(**{**self._settings, "callbacks": []})
+
+
+def check_devices(settings: Mapping[str, Any]) -> None:
+    """Refuse several devices, where clients share a process.
+
+    Args:
+        settings: Arguments of ``Trainer``.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, allowed in (("devices", ("auto", 1, "1", [0], None)), ("num_nodes", (1, None))):
+        if settings.get(name) not in allowed:
+            raise ValueError(
+                f"trainer.{name} must be 1 in a federation, got {settings[name]}: clients of one process train "
+                "on one device (a SuperNode may have several by its own arguments)"
+            )
 
 
 def _makes(value: Any) -> bool:

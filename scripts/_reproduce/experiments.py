@@ -5,9 +5,13 @@
     seeds: 5                                # 1 to 5, or a list
     seed: [seed_everything, data.seed]      # the keys that receive the seed (this is the default)
     overrides: {trainer.max_epochs: 50}     # for every run
+    command: fit                            # or federate; a row may have its own
     data:
       wine: lds/wine                        # label in tables: configuration, or a list of layers
       cora-25: {config: lds/cora, overrides: {data.retained: 25}}
+      shifted:
+        config: classifier/vit_mnist
+        start: {config: classifier/vit_mnist, key: model.weights} # fitted once per seed: whose checkpoint the key gets
     rows:
       - name: kNN-LDS
         data: [wine]                        # default: all; or {wine: {model.tau: 20}}, with overrides of its own
@@ -35,166 +39,21 @@ modules that many runs import, such as ``torch_geometric``: they are imported on
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.configuration import Configuration, find, read
+from framework.configuration import read
+from scripts._reproduce.jobs import Call, Cell, Run, Select, hash_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED_KEYS = ("seed_everything", "data.seed")
-QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
-"""What every run is given besides, since nobody watches it."""
 
-_KEYS = {"seeds", "seed", "overrides", "data", "rows", "preload"}
-_ROW_KEYS = {"name", "data", "config", "overrides", "grid", "select", "seeds", "runs", "collect"}
+_KEYS = {"seeds", "seed", "overrides", "data", "rows", "preload", "command"}
+_ROW_KEYS = {"name", "data", "config", "overrides", "grid", "select", "seeds", "runs", "collect", "command"}
+COMMANDS = ("fit", "federate")
 _CALLABLE_KEYS = {"rows", "callable", "arguments", "data", "seeds"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Select:
-    """How the grid point of a seed is picked; test metrics are refused.
-
-    Attributes:
-        metric: Logged name of a validation metric, as it was at the run's best checkpoint.
-        mode: ``max`` or ``min``.
-        ties: Further ``(metric, mode)`` that decide between equals, in order.
-        last: Whether the last of what is still equal wins, in the order of the grid, instead of the first.
-    """
-
-    metric: str
-    mode: str = "max"
-    ties: tuple[tuple[str, str], ...] = ()
-    last: bool = False
-
-    @property
-    def criteria(self) -> tuple[tuple[str, str], ...]:
-        """All ``(metric, mode)``, most important first."""
-        return ((self.metric, self.mode), *self.ties)
-
-    def pick(self, metrics: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
-        """The best of several grid points, and what to record about the choice.
-
-        Args:
-            metrics: Metrics by grid point.
-
-        Raises:
-            ValueError: If a point lacks a metric that decides.
-        """
-        for point in metrics:
-            lacking = [metric for metric, _ in self.criteria if metric not in point]
-            if lacking:
-                raise ValueError(f"select needs {lacking[0]}, and the run logged {', '.join(sorted(point))}")
-
-        def score(i: int) -> tuple[float, ...]:
-            return tuple(metrics[i][metric] * (1 if mode == "max" else -1) for metric, mode in self.criteria)
-
-        top = max(score(i) for i in range(len(metrics)))
-        equal = [i for i in range(len(metrics)) if score(i) == top]
-        index = equal[-1 if self.last else 0]
-        rule = [*(f"{metric} {mode}" for metric, mode in self.ties), "last" if self.last else "first"]
-        return index, {
-            "metric": self.metric,
-            "mode": self.mode,
-            "points": len(metrics),
-            "tied": sum(point[self.metric] == metrics[index][self.metric] for point in metrics),
-            "ties": ", then ".join(rule),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of the command line: a grid point of a seed of a row.
-
-    Attributes:
-        layers: Configurations, as ``-c`` takes them.
-        keys: Value by key, without the seed.
-        seed: The seed.
-        seed_keys: Keys that receive it.
-        point: The part of ``keys`` that the grid sets.
-        directory: Folder of its own.
-        collect: ``package.module:name`` of what reads more from the run's directory; empty for nothing.
-    """
-
-    layers: tuple[str, ...]
-    keys: Mapping[str, Any]
-    seed: int
-    seed_keys: tuple[str, ...]
-    point: Mapping[str, Any]
-    directory: Path
-    collect: str = ""
-
-    @property
-    def arguments(self) -> list[str]:
-        """What follows ``fulgurite`` in any folder, without what only concerns how the run is shown and stored."""
-        return self._arguments([str(_find(layer)) for layer in self.layers])
-
-    @property
-    def command(self) -> str:
-        """What to type in the checkout to repeat it."""
-        return shlex.join(["scripts/fulgurite", *self._arguments(self.layers)])
-
-    def _arguments(self, layers: Sequence[str]) -> list[str]:
-        keys = {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)}
-        return ["fit", *(part for layer in layers for part in ("-c", layer)), *options(keys)]
-
-    @property
-    def hash(self) -> str:
-        """Changes with the resolved configuration of the run (``about`` does not count) and what collects from it."""
-        resolved = _resolved(self.layers, {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)})
-        return _hash([resolved, self.collect] if self.collect else [resolved])
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of a Python function that returns several rows.
-
-    Attributes:
-        function: ``package.module:name``.
-        rows: The rows it returns.
-        data: Label of the data set.
-        seed: The seed.
-        options: Further arguments.
-        directory: Folder of its own.
-    """
-
-    function: str
-    rows: tuple[str, ...]
-    data: str
-    seed: int
-    options: Mapping[str, Any]
-    directory: Path
-
-    @property
-    def hash(self) -> str:
-        """Changes with the call; not with the code behind it (``--force`` then)."""
-        return _hash([self.function, self.data, self.seed, self.options])
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What becomes the record of one row, data set and seed (of several rows for a callable).
-
-    Attributes:
-        rows: The rows; one unless a callable makes them.
-        data: Label of the data set.
-        seed: The seed.
-        jobs: The runs of the grid, or the one call.
-        select: How a grid point is picked; ``None`` where there is one.
-        experiment: Hash of all that was declared about it.
-    """
-
-    rows: tuple[str, ...]
-    data: str
-    seed: int
-    jobs: tuple[Run, ...] | tuple[Call]
-    select: Select | None
-    experiment: str
 
 
 def load(path: Path, runs: Path) -> Experiments:
@@ -237,6 +96,7 @@ class Experiments:
         self.preload: list[str] = list(content.get("preload", []))
         self.seed_keys = tuple(content.get("seed", SEED_KEYS))
         self.data = {label: _layers(given, f"data {label}") for label, given in content["data"].items()}
+        self.starts = {label: _start(given, label) for label, given in content["data"].items()}
         self.rows: dict[str, Mapping[str, Any]] = {}
         for number, row in enumerate(content["rows"], 1):
             _only(row, _CALLABLE_KEYS if "callable" in row else _ROW_KEYS, f"row {row.get('name', number)}")
@@ -251,6 +111,9 @@ class Experiments:
             self._check(name, row)
 
     def _check(self, name: str, row: Mapping[str, Any]) -> None:
+        verb = row.get("command", self.content.get("command", "fit"))
+        if verb not in COMMANDS:
+            raise ValueError(f"row {name}: command must be {' or '.join(COMMANDS)}, got {verb!r}")
         for label in row.get("data", ()):
             if label not in self.data:
                 raise ValueError(f"row {name}: data {label!r} is not declared; there are {', '.join(self.data)}")
@@ -320,13 +183,26 @@ class Experiments:
         own = source["data"].get(label) if isinstance(source.get("data"), Mapping) else None
         keys = {**self.content.get("overrides", {}), **overrides, **source.get("overrides", {}), **(own or {})}
         home = self.runs / self.method / _slug(source["name"]) / label / str(seed)
+        verb = source.get("command", self.content.get("command", "fit"))
+        start, start_key = self._start_run(label, seed)
         runs = tuple(
-            Run(layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number), source.get("collect", ""))
+            Run(
+                layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number), source.get("collect", ""),
+                verb, start, start_key,
+            )
             for number, point in enumerate(_points(source.get("grid", {})))
-        )
+        )  # fmt: skip
         select = _select(row.get("select"), name)
         declared = [[run.hash for run in runs], None if select is None else dataclasses.asdict(select)]
-        return Cell((name,), label, seed, runs, select, _hash(declared))
+        return Cell((name,), label, seed, runs, select, hash_of(declared))
+
+    def _start_run(self, label: str, seed: int) -> tuple[Run | None, str]:
+        given = self.starts[label]
+        if given is None:
+            return None, ""
+        (layers, keys), key = given
+        directory = self.runs / self.method / "start" / label / str(seed)
+        return Run(layers, keys, seed, self.seed_keys, {}, directory), key
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -361,47 +237,27 @@ def _select(given: Mapping[str, Any] | None, row: str) -> Select | None:
 def _layers(given: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """Layers and overrides of a data set; a callable's data set may have none."""
     if isinstance(given, Mapping):
-        _only(given, {"config", "overrides"}, where)
+        _only(given, {"config", "overrides", "start", "key"}, where)
         layers, overrides = given.get("config", []), given.get("overrides", {})
     else:
         layers, overrides = given or [], {}
     return tuple([layers] if isinstance(layers, str) else layers), overrides
 
 
+def _start(given: Any, label: str) -> tuple[tuple[tuple[str, ...], Mapping[str, Any]], str] | None:
+    """The run that a data set's runs start from, and the key that receives its checkpoint."""
+    start = given.get("start") if isinstance(given, Mapping) else None
+    if start is None:
+        return None
+    if not isinstance(start, Mapping) or not start.get("config") or not start.get("key"):
+        raise ValueError(f"data {label}: start needs `config`, and `key`: which key receives its checkpoint")
+    return _layers(start, f"start of data {label}"), str(start["key"])
+
+
 def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = set(given) - known
     if unknown:
         raise ValueError(f"{where} has unknown keys {', '.join(sorted(unknown))}; it takes {', '.join(sorted(known))}")
-
-
-def options(keys: Mapping[str, Any]) -> list[str]:
-    """Keys with values as the command line takes them."""
-    return [f"--{key}={_text(value)}" for key, value in keys.items()]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _resolved(layers: Sequence[str], keys: Mapping[str, Any]) -> Mapping[str, Any]:
-    configuration = Configuration("fit")
-    for layer in layers:
-        configuration.layer(_find(layer))
-    for key, value in keys.items():
-        configuration.override(key, _text(value))
-    values = configuration.interpolated()
-    values.pop("about", None)
-    return values
-
-
-def _find(layer: str) -> Path:
-    """A layer's file, wherever ``scripts/reproduce`` was started: seen from the checkout, or the shipped one."""
-    here = ROOT / layer
-    return here if here.is_file() else find(layer)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _slug(name: str) -> str:

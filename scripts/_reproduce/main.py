@@ -11,7 +11,8 @@ from typing import Any
 
 from framework.evaluation.records import Commit, Environment, Record, merge_records, read_records
 from framework.evaluation.tables import check_documents, update_documents
-from scripts._reproduce.experiments import Call, Cell, Run, load
+from scripts._reproduce.experiments import load
+from scripts._reproduce.jobs import Call, Cell, Run
 from scripts._reproduce.workers import finished, outcome, run_all
 
 ROOT = Path(__file__).resolve().parents[2]

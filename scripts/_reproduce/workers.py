@@ -11,6 +11,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import fcntl
 import importlib
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts._reproduce.experiments import QUIET, Call, Run, options
+from scripts._reproduce.jobs import QUIET, Call, Run, options
 
 PRELOAD = [
     "framework.commands.train", "framework.evaluation.records", "scripts._reproduce.workers",
@@ -166,18 +167,38 @@ def _run(job: Run, keep: bool) -> dict[str, Any]:
     """One run of the command line: what it tested, and what it monitored at the checkpoint it tested."""
     from framework import cli
 
+    if job.start is not None:
+        _prepare(job.start)
     place = {**QUIET, "trainer.default_root_dir": str(job.directory), "name": "run"}
     done = cli.run([*job.arguments, *options(place)])
     if done is None or not done.results:
         raise ValueError(f"{job.command} gave no test metrics: does the data module have test_dataloader?")
-    monitor = getattr(done.trainer.checkpoint_callback, "monitor", None)
-    mode = getattr(done.trainer.checkpoint_callback, "mode", "max")
+    watcher = done.model if job.verb == "federate" else done.trainer.checkpoint_callback
+    monitor, mode = getattr(watcher, "monitor", None), getattr(watcher, "mode", "max")
     monitored = best_row(done.directory / "metrics.csv", monitor, mode)
     more = _collected(job, done.directory)
     if not keep:
         shutil.rmtree(done.directory / "checkpoints", ignore_errors=True)
     metrics = {**done.results, **more.get("metrics", {})}
     return {"metrics": metrics, "curves": more.get("curves", {}), "monitored": monitored, "monitor": monitor}
+
+
+def _prepare(start: Run) -> None:
+    """Fit what other runs start from, once: the first of them does it, and the others wait."""
+    from framework import cli
+
+    start.directory.mkdir(parents=True, exist_ok=True)
+    with (start.directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = start.directory / "hash"
+        if start.checkpoint.is_file() and made.is_file() and made.read_text() == start.hash:
+            return
+        place = {**QUIET, "trainer.default_root_dir": str(start.directory), "name": "run"}
+        done = cli.run([*start.arguments, *options(place)])
+        assert done is not None
+        shutil.copyfile(done.trainer.checkpoint_callback.best_model_path, start.checkpoint)
+        shutil.rmtree(done.directory)
+        made.write_text(start.hash)
 
 
 def _collected(job: Run, directory: Path) -> dict[str, Any]:

@@ -126,6 +126,19 @@ def test_digits_refuse():
 # -- MNIST
 
 
+def test_parts_of_mnist_share_no_image_and_make_up_the_whole(tiny):
+    def images(*part):
+        data = MNIST(str(tiny), part=part, seed=3) if part else MNIST(str(tiny), seed=3)
+        data.setup("fit")
+        return data.train.indices, data.val.indices
+
+    whole, held = images()
+    parts = [images(*part) for part in ((0, 0.2), (0.2, 0.7), (0.7, 1))]
+    assert sorted(index for part, _ in parts for index in part) == whole
+    assert all(val == held for _, val in parts)
+    assert len(parts[1][0]) == round(0.7 * len(whole)) - round(0.2 * len(whole))
+
+
 def test_mnist_serves_standardised_images(tiny):
     data = MNIST(str(tiny), batch_size=16)
     data.prepare_data()
@@ -195,6 +208,10 @@ def test_mnist_refuses_other_images_and_labels(tmp_path):
         MNIST(str(tmp_path)).setup("fit")
     with pytest.raises(ValueError, match="val_share and the rest must be positive shares"):
         MNIST(val_share=1.0)
+    with pytest.raises(
+        ValueError, match=r"part must be two shares in \[0, 1\], the smaller one first, got \(0.5, 0.5\)"
+    ):
+        MNIST(part=(0.5, 0.5))
 
 
 def test_mnist_downloads_only_what_is_right(tmp_path, monkeypatch):

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from framework.evaluation.records import read_records
-from scripts._reproduce.experiments import Experiments, Run, Select, load
+from scripts._reproduce.experiments import Experiments, load
+from scripts._reproduce.jobs import Run, Select
 from scripts._reproduce.main import main
 from scripts._reproduce.workers import best_row, finished, outcome, run_all
 
@@ -73,6 +75,59 @@ def test_seeds_rows_and_data_can_be_narrowed_and_seeds_extended(tmp_path):
     assert [cell.seed for cell in e.cells(["by loss"], ["a"], [5])] == [5]
 
 
+def test_runs_that_start_from_another_say_so_and_change_with_it(tmp_path):
+    start = {"config": "classifier/mnist", "overrides": {"model.lr": 0.5}, "key": "model.weights"}
+    data = {"a": {"config": ["classifier/digits", "federation/iid"], "start": start}}
+    rows = [{"name": "x", "command": "federate"}, {"name": "y", "command": "federate"}]
+    first, second = (cell.jobs[0] for cell in experiments(tmp_path, data=data, rows=rows).cells(seeds=1))
+    assert first.start == second.start
+    assert first.arguments[0] == "federate"
+    assert first.arguments[-1] == f"--model.weights={tmp_path}/runs/classifier/start/a/1/best.ckpt"
+    fit, best, own = first.command.split(" && ")
+    assert fit == (
+        "scripts/fulgurite fit -c classifier/mnist --model.lr=0.5 --seed_everything=1 --data.seed=1 --name=start"
+    )
+    assert best == "START=$(ls -t runs/start/*/checkpoints/best*.ckpt | head -n 1)"
+    assert own.startswith("scripts/fulgurite federate -c classifier/digits -c federation/iid --trainer")
+    assert own.endswith(' "--model.weights=$START"')
+    other = {"a": {**data["a"], "start": {**start, "overrides": {"model.lr": 0.6}}}}
+    (changed,) = experiments(tmp_path, data=other, rows=rows[:1]).cells(seeds=1)
+    assert changed.jobs[0].hash != first.hash
+
+
+@pytest.mark.parametrize("start", ["classifier/mnist", {"config": "classifier/mnist"}, {"key": "model.weights"}])
+def test_a_start_needs_a_configuration_and_a_key(tmp_path, start):
+    with pytest.raises(ValueError, match="data a: start needs `config`, and `key`"):
+        experiments(tmp_path, data={"a": {"config": "classifier/digits", "start": start}})
+
+
+def test_a_command_is_fit_or_federate(tmp_path):
+    with pytest.raises(ValueError, match="row x: command must be fit or federate, got 'test'"):
+        experiments(tmp_path, rows=[{"name": "x", "command": "test"}])
+
+
+def test_federations_start_from_one_fit_for_all_of_a_seed(tmp_path):
+    """The fit is run once; the federations are given its checkpoint, and record what the last round tested."""
+    start = {"config": "classifier/digits", "key": "about.summary", "overrides": {"trainer.max_epochs": 1}}
+    data = {"a": {"config": ["classifier/digits", "federation/iid"], "start": start}}
+    rows = [
+        {"name": name, "command": "federate", "overrides": {"model.lr": lr}} for name, lr in (("x", 0.1), ("y", 0.2))
+    ]
+    keys = {"federation.clients": 2, "federation.rounds": 1, "model.hidden": [8]}
+    e = experiments(tmp_path, data=data, rows=rows, overrides=keys, seeds=1)
+    jobs = [cell.jobs[0] for cell in e.cells()]
+    for done in run_all(jobs, 2, keep=True):
+        assert done.code == 0, done.last_lines(20)
+    checkpoint = jobs[0].start.checkpoint
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    for job in jobs:
+        saved = yaml.safe_load((job.directory / "run" / "0" / "config.yaml").read_text())
+        assert saved["about"]["summary"] == str(checkpoint)
+        assert outcome(job)["monitor"] == "val/accuracy"
+        assert {"test/accuracy", "test/loss"} <= set(outcome(job)["metrics"])
+        assert "val/accuracy" in outcome(job)["monitored"]
+
+
 def test_a_row_may_have_overrides_of_its_own_for_a_data_set(tmp_path):
     rows = [{"name": "a", "overrides": {"model.lr": 0.1}, "data": {"a": {"model.lr": 0.2}, "b": {}}}]
     data = dict.fromkeys("abc", "classifier/digits")
@@ -116,7 +171,7 @@ def test_the_hash_follows_the_resolved_configuration_and_not_its_wording(tmp_pat
     ("changes", "message"),
     [
         ({"rows": []}, "experiments need `data` and `rows`"),
-        ({"colour": 1}, "experiments has unknown keys colour; it takes data, overrides"),
+        ({"colour": 1}, "experiments has unknown keys colour; it takes command, data, overrides"),
         ({"rows": [{"nam": "a"}]}, "row 1 has unknown keys nam"),
         ({"rows": [{"grid": {}}]}, "row 1 needs `name`"),
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "row a is declared twice"),
