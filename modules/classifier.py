@@ -89,80 +89,36 @@ class CNN(nn.Module):
         return logits
 
 
-class Classifier(LightningModule):
-    """Train a network to classify, by cross-entropy.
-
-    A batch is ``(x, y)`` or ``(x, y, index)``: inputs of shape ``(batch, ...)``, integer classes of shape ``(batch,)``
-    where -1 means "no label" and is left out of the loss and the metrics, and whatever names the items in predictions
-    (row numbers, file names).
+class ClassifierBase(LightningModule):
+    """The Lightning side of a classifier; a subclass saves its hyper-parameters and makes ``self.network``.
 
     Args:
-        inputs: Number of input features after flattening, at least 1.
         classes: Number of classes, at least 2.
-        network: ``mlp``, ``cnn`` (square images), or any module that maps inputs to logits of shape
-            ``(batch, classes)``, in YAML by ``class_path``. The next four arguments shape the first two only.
-        hidden: Widths of the fully connected hidden layers.
-        channels: Channels of the image, for ``cnn``: 1 for grey, 3 for colour.
-        filters: Filters of the two convolutions, for ``cnn``.
-        dropout: Probability of dropping a fully connected hidden unit, in [0, 1).
-        lr: Learning rate. None keeps the optimiser's own.
-        optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
-        scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch; in YAML by
-            ``class_path``. ReduceLROnPlateau watches ``val/loss``, with ``mode: max`` ``val/accuracy``.
+        lr: Learning rate, which the subclass saves as a hyper-parameter. None keeps the optimiser's own.
+        optimizer: Builds the optimiser from the parameters.
+        scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch.
 
     Raises:
         ValueError: If a number is out of range; the message names it.
     """
 
     monitor, mode = "val/accuracy", "max"
+    network: nn.Module
 
     def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        network: Literal["mlp", "cnn"] | nn.Module = "mlp",
-        hidden: Sequence[int] = (64,),
-        channels: int = 1,
-        filters: tuple[int, int] = (16, 32),
-        dropout: float = 0.0,
-        lr: float | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
+        self, classes: int, lr: float | None, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
     ) -> None:
         super().__init__()
-        if inputs < 1:
-            raise ValueError(f"inputs must be at least 1, got {inputs}")
         if classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"hidden must hold widths of at least 1, got {list(hidden)}")
-        if len(filters) != 2 or min(filters) < 1:
-            raise ValueError(f"filters must be two numbers of at least 1, got {list(filters)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if lr is not None and lr <= 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        # Objects stay out of hparams, so that checkpoints load with weights_only=True.
-        objects = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-        self.save_hyperparameters(ignore=[name for name, value in objects.items() if callable(value)])
-        self.network = self.configure_network(network)
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.classes, self.optimizer, self.scheduler = classes, optimizer, scheduler
         self.configure_metrics()
-
-    def configure_network(self, network: str | nn.Module) -> nn.Module:
-        """The network that maps inputs to logits."""
-        if isinstance(network, nn.Module):
-            return network
-        shape = {name: self.hparams[name] for name in ("inputs", "classes", "hidden", "dropout")}
-        if network == "mlp":
-            return MLP(**shape)
-        if network == "cnn":
-            return CNN(**shape, channels=self.hparams["channels"], filters=self.hparams["filters"])
-        raise ValueError(f"network must be 'mlp', 'cnn' or a torch.nn.Module, got {network!r}")
 
     def configure_metrics(self) -> None:
         """Micro accuracy and macro F1 per stage, and the confusion matrix of validation and test."""
-        classes = self.hparams["classes"]
+        classes = self.classes
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=UNLABELLED),
@@ -174,7 +130,7 @@ class Classifier(LightningModule):
         self.confusion = nn.ModuleDict({"val_": confusion, "test_": confusion.clone()})
         self.confusion_counts: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """Logits of shape ``(batch, classes)``."""
         logits: Tensor = self.network(x)
         return logits
@@ -249,6 +205,70 @@ class Classifier(LightningModule):
     def _class_names(self) -> list[str] | None:
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "class_names", None)
+
+
+class Classifier(ClassifierBase):
+    """Train a network to classify, by cross-entropy.
+
+    A batch is ``(x, y)`` or ``(x, y, index)``: inputs of shape ``(batch, ...)``, integer classes of shape ``(batch,)``
+    where -1 means "no label" and is left out of the loss and the metrics, and whatever names the items in predictions
+    (row numbers, file names).
+
+    Args:
+        inputs: Number of input features after flattening, at least 1.
+        classes: Number of classes, at least 2.
+        network: ``mlp``, ``cnn`` (square images), or any module that maps inputs to logits of shape
+            ``(batch, classes)``, in YAML by ``class_path``. The next four arguments shape the first two only.
+        hidden: Widths of the fully connected hidden layers.
+        channels: Channels of the image, for ``cnn``: 1 for grey, 3 for colour.
+        filters: Filters of the two convolutions, for ``cnn``.
+        dropout: Probability of dropping a fully connected hidden unit, in [0, 1).
+        lr: Learning rate. None keeps the optimiser's own.
+        optimizer: Builds the optimiser from the parameters; in YAML by ``class_path``.
+        scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch; in YAML by
+            ``class_path``. ReduceLROnPlateau watches ``val/loss``, with ``mode: max`` ``val/accuracy``.
+
+    Raises:
+        ValueError: If a number is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        network: Literal["mlp", "cnn"] | nn.Module = "mlp",
+        hidden: Sequence[int] = (64,),
+        channels: int = 1,
+        filters: tuple[int, int] = (16, 32),
+        dropout: float = 0.0,
+        lr: float | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(classes, lr, optimizer, scheduler)
+        if inputs < 1:
+            raise ValueError(f"inputs must be at least 1, got {inputs}")
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"hidden must hold widths of at least 1, got {list(hidden)}")
+        if len(filters) != 2 or min(filters) < 1:
+            raise ValueError(f"filters must be two numbers of at least 1, got {list(filters)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        # Objects stay out of hparams, so that checkpoints load with weights_only=True.
+        objects = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+        self.save_hyperparameters(ignore=[name for name, value in objects.items() if callable(value)])
+        self.network = self.configure_network(network)
+
+    def configure_network(self, network: str | nn.Module) -> nn.Module:
+        """The network that maps inputs to logits."""
+        if isinstance(network, nn.Module):
+            return network
+        shape = {name: self.hparams[name] for name in ("inputs", "classes", "hidden", "dropout")}
+        if network == "mlp":
+            return MLP(**shape)
+        if network == "cnn":
+            return CNN(**shape, channels=self.hparams["channels"], filters=self.hparams["filters"])
+        raise ValueError(f"network must be 'mlp', 'cnn' or a torch.nn.Module, got {network!r}")
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str] | None = None) -> Figure:

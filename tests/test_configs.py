@@ -41,6 +41,7 @@ REFUSED = {
     ("LDS", "overlays/active_learning"): r"ActiveLearning (chooses among items|puts items of WholeGraph together)",
     ("LDS", "overlays/conll"): "LDS has no prediction_order",
     ("Classifier", "overlays/conll"): "Classifier has no prediction_order",
+    ("TextClassifier", "overlays/conll"): "TextClassifier has no prediction_order",
 }
 #: Overlays that take seconds each, tried on one configuration of each method, module and data.
 SLOW = ("overlays/figures", "overlays/wandb")

@@ -87,7 +87,10 @@ class Commit:
 
     @classmethod
     def current(cls, directory: str | os.PathLike[str] = ".") -> Commit:
-        """The commit checked out around ``directory``; changes below ``docs/`` do not make it dirty."""
+        """The commit checked out around ``directory``; changes below ``docs/`` do not make it dirty.
+
+        A copy of the source without its history is told its commit by the environment variable ``FULGURITE_COMMIT``.
+        """
 
         def git(*args: str) -> str | None:
             try:
@@ -100,7 +103,8 @@ class Commit:
 
         head = git("rev-parse", "HEAD")
         if head is None:
-            return cls("unknown", True)
+            told = os.environ.get("FULGURITE_COMMIT")
+            return cls(told, False) if told else cls("unknown", True)
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs")
         return cls(head, changes != "")
 

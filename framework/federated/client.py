@@ -53,6 +53,11 @@ class Workplace(Protocol):
     seed: int
     fingerprint: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where the trainers put the module."""
+        ...
+
     def module(self) -> LightningModule:
         """A module as the configuration describes it, that nothing has been done to."""
         ...
@@ -152,7 +157,7 @@ class LightningClient:
         """Score the layers of the weights of a message on the client's share: the first trip of selective training."""
         partition, config = self._partition(context), message.content.config_records["config"]
         module, batches = self._module(message, context), int(cast(int, config["batches"]))
-        module.to(self._workplace.trainer().strategy.root_device)
+        module.to(self._workplace.device)
         server_round = int(cast(int, config["server-round"]))
         with self._surroundings("importance", server_round, partition):
             chosen = itertools.islice(self.batches(partition), batches or None)

@@ -257,7 +257,7 @@ class FederatedRun:
 
     def _probe(self) -> tuple[Loss, Any]:
         """The module's loss, and a batch of the first client's."""
-        self.module.to(self.workplace.judge().strategy.root_device)
+        self.module.to(self.workplace.device)
         return mean_loss_of(self.module), next(iter(self.client.batches(0)))
 
     def _forget_rounds(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,6 +78,11 @@ class LocalWorkplace:
         """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""
         own = [copy.deepcopy(each) for each in self.callbacks]
         return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the trainers put the module."""
+        return self.judge().strategy.root_device
 
     def judge(self) -> Trainer:
         """A new, silent trainer without the user's callbacks, for the server's evaluations."""

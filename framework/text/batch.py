@@ -1,4 +1,4 @@
-"""The batch that taggers read."""
+"""The batches that taggers and classifiers of sentences read."""
 
 from __future__ import annotations
 
@@ -68,3 +68,17 @@ class TokenBatch(NamedTuple):
     def lengths(self) -> Tensor:
         """Number of real tokens of each sentence, shape ``(B,)``, int64."""
         return self.mask.sum(dim=1)
+
+
+class PieceBatch(NamedTuple):
+    """Whole sentences as sub-word pieces.
+
+    Lightning moves it to a device and counts its sentences as it does for any tuple of tensors.
+
+    Attributes:
+        input_ids: Piece numbers with the special pieces of the tokenizer, shape ``(batch, pieces)``, int64.
+        attention_mask: 1 at pieces, 0 at padding, of the same shape and type.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from framework.text.encoders import load_pretrained
 
 
 class Pieces(NamedTuple):
@@ -17,7 +17,8 @@ class Pieces(NamedTuple):
     Attributes:
         ids: Piece numbers with the special pieces of the tokenizer, shape ``(pieces,)``, int64.
         offsets: Where each sentence begins in ``ids``, and the end, shape ``(sentences + 1,)``, int64.
-        first: Position of each token's first piece among the pieces of its sentence, shape ``(tokens,)``, int64.
+        first: Position of each token's first piece among the pieces of its sentence, shape ``(tokens,)``, int64; empty
+            where sentences were not given as tokens.
         padding: Number of the padding piece.
     """
 
@@ -44,21 +45,24 @@ class Pieces(NamedTuple):
         return pieces, mask.long()
 
 
-def load_tokenizer(name: str) -> Any:
-    """A fast tokenizer of Hugging Face, by name or from a folder (which needs no network).
+def load_tokenizer(name: str, words: bool = True) -> Any:
+    """A fast tokenizer of Hugging Face.
 
     Args:
-        name: Name of a model, or its folder.
+        name: Name of a model, its folder, or ``package:`` and the name of a package that carries one; see
+            :func:`framework.text.encoders.load_pretrained`.
+        words: Whether it is to take words, rather than whole sentences.
 
     Returns:
-        The tokenizer, set to take words.
+        The tokenizer.
 
     Raises:
         ValueError: If it cannot be loaded or is not a fast one, which alone knows which piece belongs to which word.
     """
     from transformers import AutoTokenizer  # heavy: only for transformers
 
-    tokenizer = load_pretrained("tokenizer", AutoTokenizer, name, add_prefix_space=True)
+    options = {"add_prefix_space": True} if words else {}
+    tokenizer = load_pretrained("tokenizer", AutoTokenizer, name, **options)
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {name!r} must be a fast one, which knows the pieces of each word")
     return tokenizer
@@ -93,37 +97,34 @@ def encode_pieces(tokenizer: Any, sentences: Sequence[Sequence[str]], chunk: int
             first += [k for k, word in enumerate(words) if word is not None and (k == 0 or word != words[k - 1])]
             ids += row
             offsets.append(len(ids))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Pieces(torch.tensor(ids), torch.tensor(offsets), torch.tensor(first), int(padding))
+    return Pieces(torch.tensor(ids), torch.tensor(offsets), torch.tensor(first), _padding(tokenizer))
 
 
-def load_pretrained(kind: str, auto: Any, name: str, **options: Any) -> Any:
-    """Something of Hugging Face, from a folder or the local cache, or else fetched.
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_pieces: int, chunk: int = 1024) -> Pieces:
+    """Split whole sentences into pieces, by the tokenizer's own rules of what a word is.
 
     Args:
-        kind: What it is, for the error.
-        auto: A class with ``from_pretrained``.
-        name: Name of a model, or its folder.
-        **options: More arguments of ``from_pretrained``.
+        tokenizer: A tokenizer of Hugging Face.
+        texts: The sentences.
+        max_pieces: Pieces of a sentence, special ones included, beyond which it is cut off.
+        chunk: Sentences encoded at a time.
 
     Returns:
-        What ``from_pretrained`` returns.
-
-    Raises:
-        ValueError: If it cannot be loaded.
+        The pieces; ``first`` is empty, for there are no tokens.
     """
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if not local:
-        with suppress(OSError, ValueError):  # the cache first: asking a network that is down takes half a minute
-            return auto.from_pretrained(name, local_files_only=True, **options)
-    try:
-        return auto.from_pretrained(str(folder) if local else name, local_files_only=local, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        hint = "" if local else ". It is no folder either: give one with its files where there is no network"
-        raise ValueError(f"{kind} {name!r} cannot be loaded: {reason}{hint}") from error
+    ids: list[int] = []
+    offsets = [0]
+    for begin in range(0, len(texts), chunk):
+        part = list(texts[begin : begin + chunk])
+        for row in tokenizer(part, truncation=True, max_length=max_pieces, verbose=False)["input_ids"]:
+            ids += row
+            offsets.append(len(ids))
+    return Pieces(torch.tensor(ids), torch.tensor(offsets), torch.zeros(0, dtype=torch.int64), _padding(tokenizer))
 
 
 def _encode(tokenizer: Any, part: list[list[str]]) -> Any:
     return tokenizer(part, is_split_into_words=True, truncation=False, verbose=False)
+
+
+def _padding(tokenizer: Any) -> int:
+    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

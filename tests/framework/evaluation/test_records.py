@@ -148,13 +148,15 @@ def test_bad_records_are_refused(fields, message):
         record(**fields)
 
 
-def test_current_environment_and_commit(tmp_path):
+def test_current_environment_and_commit(tmp_path, monkeypatch):
     here = Environment.current()
     assert here.cores >= 1
     assert here.cpu
     assert here.packages["numpy"]
     assert here == Environment.current()
     assert Commit.current(tmp_path) == Commit("unknown", True)
+    monkeypatch.setenv("FULGURITE_COMMIT", "f" * 40)
+    assert Commit.current(tmp_path) == Commit("f" * 40, False)
 
     def git(*args):
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *args], check=True)

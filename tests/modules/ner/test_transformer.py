@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning import Trainer
 
-from framework.text.pieces import encode_pieces, load_pretrained, load_tokenizer
+from framework.text.encoders import load_pretrained, make_encoder, positions, read_config
+from framework.text.pieces import encode_pieces, load_tokenizer
 from framework.text.sentences import Sentences, collate
 from framework.text.vocabulary import Vocabulary
-from modules.ner.transformer import TransformerTagger, make_encoder, positions, read_config
+from modules.ner.transformer import TransformerTagger
 
 transformers = pytest.importorskip("transformers")
 
