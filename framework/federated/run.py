@@ -52,7 +52,7 @@ class FederatedRun:
         loggers: Lightning loggers; each round is logged as one step.
 
     Attributes:
-        best: Number and value of the best round by the module's ``monitor``; the last round where that is not logged.
+        best: Number and value of the best round by ``monitor``; the last round where that is not logged.
         history: Reports of the rounds of this process.
     """
 
@@ -89,6 +89,11 @@ class FederatedRun:
             grid: Reaches them.
         """
         self.grid = self.server.grid = grid
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric that picks the best round."""
+        return self.federation.monitor or getattr(self.module, "monitor", None)
 
     @property
     def here(self) -> bool:
@@ -240,7 +245,7 @@ class FederatedRun:
         fresh = folder / ".last.ckpt.new"
         folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(fresh, weights_only=True)
-        monitor, mode = getattr(module, "monitor", None), getattr(module, "mode", "min")
+        monitor, mode = self.monitor, getattr(module, "mode", "min")
         value = report.metrics.get(monitor) if monitor else None
         before = self.best[1]
         sign = 1 if mode == "max" else -1
@@ -272,7 +277,7 @@ class FederatedRun:
 
     def _postfix(self, report: RoundReport) -> str:
         loss = next((value for name, value in report.metrics.items() if name.endswith("train/loss")), None)
-        monitor = getattr(self.module, "monitor", None)
+        monitor = self.monitor
         value = report.metrics.get(monitor) if monitor else None
         parts = [f"{len(report.used)}/{len(report.clients)} clients"]
         parts += [f"loss {loss:.3f}"] if loss is not None else []

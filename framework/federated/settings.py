@@ -37,6 +37,8 @@ class Federation:
             ``nothing``.
         log_clients: Whether loggers get what each client's training logged, too, as ``client/<number>/<name>``.
         evaluate_every: Rounds from one evaluation to the next; the last round always has one. 0: only the last.
+        monitor: The metric that picks the best round, such as ``clients/val/accuracy`` where the server's own data are not
+            what clients see; its direction is that of the module's ``mode``. The module's ``monitor`` by default.
         systems: Speed and reliability of the clients; simulates how long a round takes, and who misses it.
         fail_fast: Whether an exception of a client ends the federation. Otherwise the round goes on without it.
         quorum: Share of a round's clients whose replies must be usable, in [0, 1].
@@ -65,6 +67,7 @@ class Federation:
         keep: Literal["nothing", "callbacks", "everything"] = "callbacks",
         log_clients: bool = False,
         evaluate_every: int = 1,
+        monitor: str | None = None,
         systems: Systems | None = None,
         fail_fast: bool = True,
         quorum: float = 0.5,
@@ -110,6 +113,7 @@ class Federation:
         self.strategy = strategy if strategy is not None else FedAvg()
         self.private, self.keep, self.log_clients = tuple(private), keep, log_clients
         self.evaluate_every, self.fail_fast, self.quorum, self.timeout = evaluate_every, fail_fast, quorum, timeout
+        self.monitor = monitor
         self.engine, self.client_cpus, self.client_gpus = engine, client_cpus, client_gpus
 
     @property

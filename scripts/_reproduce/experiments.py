@@ -201,8 +201,9 @@ class Experiments:
         if given is None:
             return None, ""
         (layers, keys), key = given
-        directory = self.runs / self.method / "start" / label / str(seed)
-        return Run(layers, keys, seed, self.seed_keys, {}, directory), key
+        made = Run(layers, keys, seed, self.seed_keys, {}, Path())
+        directory = self.runs / self.method / "start" / made.hash  # one for all data that start alike
+        return dataclasses.replace(made, directory=directory), key
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

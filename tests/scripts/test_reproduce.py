@@ -82,7 +82,7 @@ def test_runs_that_start_from_another_say_so_and_change_with_it(tmp_path):
     first, second = (cell.jobs[0] for cell in experiments(tmp_path, data=data, rows=rows).cells(seeds=1))
     assert first.start == second.start
     assert first.arguments[0] == "federate"
-    assert first.arguments[-1] == f"--model.weights={tmp_path}/runs/classifier/start/a/1/best.ckpt"
+    assert first.arguments[-1] == f"--model.weights={tmp_path}/runs/classifier/start/{first.start.hash}/best.ckpt"
     fit, best, own = first.command.split(" && ")
     assert fit == (
         "scripts/fulgurite fit -c classifier/mnist --model.lr=0.5 --seed_everything=1 --data.seed=1 --name=start"

@@ -145,6 +145,13 @@ def test_the_best_round_is_kept_by_the_modules_own_monitor(make, tmp_path):
         same(saved["state_dict"], federation.server.weights)
 
 
+def test_the_best_round_can_be_the_clients_choice(make):
+    run = make(rounds=4, held_out=0.3, monitor="clients/val/accuracy")
+    run.run()
+    values = [report.metrics["clients/val/accuracy"] for report in run.history[1:]]
+    assert run.best == (1 + values.index(max(values)), max(values))
+
+
 def test_what_is_private_stays_with_its_client(make):
     federation = make(private=["head"], rounds=2, held_out=0.2)
     federation.run()
