@@ -62,7 +62,8 @@ class MNIST(ClassificationData):
         batch_size: Images per batch, at least 1.
         val_share: Share of the training images kept for validation, in (0, 1); stratified by class.
         part: Which of the other images to train on: from where to where in one random order, as shares. With the same
-            seed, (0, 0.5) and (0.5, 1) have no image in common: one to pre-train on, one to go on with.
+            ``seed`` and ``val_share``, (0, 0.5) and (0.5, 1) have no image in common: one to pre-train on, one to go on
+            with.
         seed: Seed of the split.
         download: Whether to fetch missing files from the public mirror.
         num_workers: Processes that load batches.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from framework.commands.flower import ClientCLI
-from framework.configuration import Configuration
+from framework.commands.flower import ClientCLI, client_configuration
 from framework.federated.client import Client
 from framework.federated.state import decode_record, encode_record
 
@@ -36,7 +36,7 @@ class DistributedClient:
     """
 
     def __init__(self, values: str, devices: int, single: Client) -> None:
-        self._values, self._devices, self._single = values, devices, single
+        self._values, self._devices = values, devices
         self.evaluate, self.importance, self.introduce = single.evaluate, single.importance, single.introduce
 
     def train(self, message: Message, context: Context) -> Message:
@@ -56,10 +56,10 @@ class DistributedClient:
                 sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}",
                 "-m", __name__, str(folder),
             ]  # fmt: skip
-            done = subprocess.run(command, env=_environment(), check=False)
-            if done.returncode or not (folder / ANSWER).is_file():
+            code = _run(command)
+            if code or not (folder / ANSWER).is_file():
                 told = folder / ERROR
-                reason = told.read_text(encoding="utf-8") if told.is_file() else f"exit code {done.returncode}"
+                reason = told.read_text(encoding="utf-8") if told.is_file() else f"exit code {code}"
                 raise RuntimeError(f"training on {self._devices} devices failed: {reason}")
             answer = torch.load(folder / ANSWER, weights_only=True)
         context.state = decode_record(answer["state"])
@@ -82,19 +82,22 @@ def devices_of(values: Mapping[str, Any]) -> int:
     return given if isinstance(given, int) else 1
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with the package found where it was found here."""
+def _run(command: list[str]) -> int:
+    """Run a command that finds packages where this process does; it leaves no rank behind, whatever ends this one."""
     path = os.pathsep.join(dict.fromkeys([*(part for part in sys.path if part), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    try:
+        return process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(folder: Path) -> None:
     """One rank: train, and write the answer if it is the first."""
     job = torch.load(folder / JOB, weights_only=True)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    configuration = Configuration("federate")
-    configuration.values = json.loads(job["values"])
-    client = ClientCLI(configuration, distributed=True).client
+    client = ClientCLI(client_configuration(job["values"]), distributed=True).client
     context = Context(1, 2, job["node_config"], decode_record(job["state"]), {})
     content: RecordDict = decode_record(job["content"])
     reply = client.train(Message(content, 2, "train"), context)
@@ -107,5 +110,7 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
     except Exception as error:
-        (Path(sys.argv[1]) / ERROR).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        # The first to fail has the reason; the others only lose sight of it.
+        with suppress(FileExistsError), open(Path(sys.argv[1]) / ERROR, "x", encoding="utf-8") as file:
+            file.write(f"{type(error).__name__}: {error}")
         raise

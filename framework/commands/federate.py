@@ -47,10 +47,7 @@ class FederateCLI(FulguriteCLI):
         self._section_parser = section_parser()
         self._section = parsed(self._section_parser, values.pop(SECTION, None))
         self.federation: Federation = instantiate(self._section_parser, self._section)[SECTION]
-        if self.federation.engine == "ray":
-            from framework.federated.simulation import check_installed
-
-            check_installed()
+        self.check_engine()
         return values
 
     def resolved(self) -> str:
@@ -75,12 +72,19 @@ class FederateCLI(FulguriteCLI):
             self._say(describe())
         self.rounds(self.run)
 
+    def check_engine(self) -> None:
+        """Ask for what the engine needs, before anything is made."""
+        if self.federation.engine == "ray":
+            from framework.federated.simulation import check_installed
+
+            check_installed()
+
     def connect(self, run: FederatedRun) -> None:
         """Reach clients in other processes, where an engine is there from the start."""
 
     def rounds(self, run: FederatedRun) -> None:
         """Run the rounds that are left, by the engine that is asked for."""
-        if self.federation.engine == "ray":
+        if self.federation.engine == "ray" and run.finished < self.federation.rounds:
             from framework.commands.flower import pickled_app  # it needs this class
             from framework.federated.simulation import simulate
 

@@ -35,6 +35,11 @@ from framework.federated.nodes import PartitionGrid
 from framework.federated.run import FederatedRun
 
 ARGUMENTS = "arguments"
+LEARNING = (
+    "accumulate_grad_batches", "callbacks", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches",
+    "overfit_batches", "precision",
+)  # fmt: skip
+"""Arguments of the trainer that change what a client learns; the others are each node's own matter."""
 
 
 class ClientCLI(FederateCLI):
@@ -57,8 +62,11 @@ class ClientCLI(FederateCLI):
 
     def _read(self) -> dict[str, Any]:
         values = super()._read()
-        values["trainer"] |= {"logger": False, "enable_checkpointing": False}
+        values["trainer"]["logger"] = False
         return values
+
+    def check_engine(self) -> None:
+        """Nothing: the engine is there."""
 
     def _find_directory(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="fulgurite-"))  # a client leaves nothing behind
@@ -85,6 +93,9 @@ class ServerCLI(FederateCLI):
         self._grid, self._fingerprint = grid, fingerprint(configuration)
         super().__init__(configuration)
 
+    def check_engine(self) -> None:
+        """Nothing: the engine is there."""
+
     def connect(self, run: FederatedRun) -> None:
         """Reach the clients through the engine."""
         federation = self.federation
@@ -105,6 +116,8 @@ def fingerprint(configuration: Configuration) -> str:
     shared = {key: values.get(key) for key in ("data", "lr_scheduler", "model", "optimizer", "seed_everything")}
     section = values.get("federation") or {}
     shared["federation"] = {key: value for key, value in section.items() if key not in LATER}
+    trainer = values.get("trainer") or {}
+    shared["trainer"] = {key: trainer[key] for key in LEARNING if key in trainer}
     text = json.dumps(_without(shared), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -119,11 +132,7 @@ def client_of(values: str, fingerprint: str = "") -> Client:
     """
     from framework.commands.distributed_client import DistributedClient, devices_of  # it needs ClientCLI
 
-    quiet()
-    configuration = Configuration("federate")
-    configuration.values = json.loads(values)
-    if configuration.values.get("threads") is not None:
-        torch.set_num_threads(int(configuration.values["threads"]))
+    configuration = client_configuration(values)
     devices = devices_of(configuration.values)
     if devices == 1:
         return ClientCLI(configuration, fingerprint).client
@@ -131,12 +140,21 @@ def client_of(values: str, fingerprint: str = "") -> Client:
     return DistributedClient(values, devices, ClientCLI(configuration, fingerprint).client)
 
 
-def quiet() -> None:
-    """Leave out what Lightning says of every trainer: a client has one for each message."""
+def client_configuration(values: str) -> Configuration:
+    """Make this process a client's: with its threads, and without what Lightning says of a trainer for each message.
+
+    Args:
+        values: The merged configuration, as JSON.
+    """
+    configuration = Configuration("federate")
+    configuration.values = json.loads(values)
+    if configuration.values.get("threads") is not None:
+        torch.set_num_threads(int(configuration.values["threads"]))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    return configuration
 
 
 def pickled_app(configuration: Configuration) -> ClientApp:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from framework.evaluation.records import Record
 from framework.evaluation.statistics import Interval, paired_difference
@@ -26,11 +26,22 @@ def by_seed(records: Iterable[Record], row: str, data: str, metric: str) -> dict
 
 
 def compare(
-    records: Iterable[Record], row: str, against: str, data: str, metric: str, confidence: float = 0.95
+    records: Iterable[Record],
+    row: str,
+    against: str | Sequence[str],
+    data: str,
+    metric: str,
+    confidence: float = 0.95,
 ) -> Interval | None:
-    """Paired difference ``row - against`` over the seeds both ran with; ``None`` where they share none."""
+    """Paired difference ``row - against`` over the seeds both ran with; ``None`` where they share none.
+
+    Several rows to compare with count as their mean, seed by seed, over the seeds that all of them ran with.
+    """
     records = list(records)
-    ours, other = by_seed(records, row, data, metric), by_seed(records, against, data, metric)
+    rows = [against] if isinstance(against, str) else list(against)
+    ours, others = by_seed(records, row, data, metric), [by_seed(records, each, data, metric) for each in rows]
+    seeds = set.intersection(*(set(values) for values in others))
+    other = {seed: sum(values[seed] for values in others) / len(others) for seed in seeds}
     return paired_difference(ours, other, confidence) if set(ours) & set(other) else None
 
 

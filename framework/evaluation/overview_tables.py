@@ -39,7 +39,8 @@ def methods_table(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[C
         if fields:
             raise ValueError(f"entry {config} has unknown keys {', '.join(map(str, fields))}")
         check_mode(mode, f"entry {config}")
-        about = About.read(configuration.read(configuration.find(config)).get("about"))
+        declared = configuration.read(configuration.find(config))
+        about, verb = About.read(declared.get("about")), "federate" if "federation" in declared else "fit"
         values = by_seed(read_records(folder / f"{results}.json"), row, data, metric)
         ours = mean_interval(list(values.values())) if values else None
         papers = next((reference for reference in about.reference if reference.metric == metric), None)
@@ -48,7 +49,7 @@ def methods_table(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[C
             [
                 about.method,
                 about.paper or NONE,
-                f"`scripts/fulgurite fit -c {config}`",
+                f"`scripts/fulgurite {verb} -c {config}`",
                 NONE if ours is None else f"{_share(metric, ours)} on {data} ({seeds_text(ours.n)})",
                 NONE if papers is None else _published_share(papers),
                 note or _status(ours, papers, mode),

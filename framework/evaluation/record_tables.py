@@ -116,7 +116,7 @@ def values_table(
 
 def differences_table(
     records: Sequence[Record],
-    against: str,
+    against: str | Sequence[str],
     rows: Sequence[Any],
     columns: Sequence[Any],
     metric: str = "test/accuracy",
@@ -128,7 +128,7 @@ def differences_table(
 
     Args:
         records: The records.
-        against: That row.
+        against: That row, or several, of which the mean is taken.
         rows: Rows: names, or mappings with ``row`` and perhaps ``label``.
         columns: Data sets as columns: names, or mappings with ``data`` and perhaps ``label``, ``metric``, ``mode`` and
             ``percent``.
@@ -138,11 +138,12 @@ def differences_table(
         decimals: Decimals shown.
     """
     heads, labels = _columns(columns, metric, mode, percent), _rows(rows)
+    other = against if isinstance(against, str) else f"the mean of {', '.join(against)}"
     differences = {
         (row, column): compare(records, row, against, column.data, column.metric) for row in labels for column in heads
     }
     counts = {interval.n for interval in differences.values() if interval is not None}
-    table = [[f"minus {against}", *(column.label for column in heads)]]
+    table = [[f"minus {other}", *(column.label for column in heads)]]
     for row, label in labels.items():
         cells = [label]
         for column in heads:
@@ -153,7 +154,7 @@ def differences_table(
             cells.append(f"**{cell}**" if interval is not None and (interval.low > 0 or interval.high < 0) else cell)
         table.append(cells)
     return table, (
-        f"{_what(heads)}, difference to {against} on the same seeds: mean ± half the width of the 95 % t-interval"
+        f"{_what(heads)}, difference to {other} on the same seeds: mean ± half the width of the 95 % t-interval"
         f"{_over(counts)}. Bold: the interval excludes zero."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import os
@@ -172,8 +171,8 @@ class LightningClient:
         Args:
             partition: Its number.
         """
-        loader = TrainPath.on(self._workplace.data).build(before="partition")
-        return self.shares.stage(partition).apply(_in_order(loader), World())
+        stage = self.shares.stage(partition)  # first: it sets the data up
+        return stage.apply(_in_order(TrainPath.on(self._workplace.data).build(before="partition")), World())
 
     @property
     def shares(self) -> Shares:
@@ -217,7 +216,7 @@ class LightningClient:
         if "layers" in config:
             groups, layers = self._groups(module), tuple(cast(list[str], config["layers"]))
             if layers not in self._flops:
-                self._flops[layers] = self._flops_per_item(module, partition, layers)
+                self._flops[layers] = self._flops_per_item(module, layers)
             flops = self._flops[layers]
             groups.set_trainable(module, layers)
             extra.append(OnlyTrainable())
@@ -258,14 +257,16 @@ class LightningClient:
         items = len(loader.dataset)  # of a pool, those that have been bought
         counted = {"num-examples": items, "steps": float(steps)}
         if flops:
-            counted["flops"] = flops * items * steps / trainer.num_training_batches
+            batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+            counted["flops"] = flops * items * batches / len(loader)
         return {**counted, **wire.numbers(trainer.callback_metrics)}
 
-    def _flops_per_item(self, module: LightningModule, partition: int, layers: Sequence[str]) -> float:
-        """Operations of the backward pass, counted on one batch: texts of other lengths have others."""
-        spare = copy.deepcopy(module).train()
-        with self._surroundings("flops", 0, partition):  # training draws what it would have drawn without
-            batch = next(iter(self.batches(partition)))
+    def _flops_per_item(self, module: LightningModule, layers: Sequence[str]) -> float:
+        """Operations of the backward pass, counted on the first client's first batch: other texts have others."""
+        spare = self._workplace.module().train()
+        spare.load_state_dict(module.state_dict())
+        with self._surroundings("flops", 0, 0):  # training draws what it would have drawn without
+            batch = next(iter(self.batches(0)))
             counted = step_flops(spare, mean_loss_of(spare), batch, self._groups(module), layers)
         return counted.backward / float(extract_batch_size(batch))
 

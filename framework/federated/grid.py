@@ -106,10 +106,11 @@ class Chosen(Grid):
     Args:
         grid: The grid behind.
         nodes: Ids of the chosen nodes.
+        timeout: Seconds to wait for replies where the strategy does not say.
     """
 
-    def __init__(self, grid: Grid, nodes: Iterable[int]) -> None:
-        self._grid, self._nodes = grid, list(nodes)
+    def __init__(self, grid: Grid, nodes: Iterable[int], timeout: float | None = None) -> None:
+        self._grid, self._nodes, self._timeout = grid, list(nodes), timeout
 
     def get_node_ids(self) -> list[int]:
         return self._nodes
@@ -131,7 +132,7 @@ class Chosen(Grid):
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        return self._grid.send_and_receive(messages, timeout=self._timeout if timeout is None else timeout)
 
 
 def node_of(partition: int) -> int:

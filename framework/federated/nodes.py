@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -14,8 +16,16 @@ from flwr.supercore.run import Run
 from framework.federated.grid import node_of, partition_of
 
 QUESTION = "query.partition"
-POLL = 0.05
-"""Seconds between two looks for nodes or replies."""
+UNREACHABLE = (
+    ErrorCode.NODE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE
+)  # fmt: skip
+"""What Flower says of a node that is away or has lost a message: no exception of a client."""
+POLL, SLOWEST_POLL = 0.05, 1.0
+"""Seconds between two looks for nodes or replies; each pause is longer than the one before, up to the second."""
+INTRODUCTION = 60.0
+"""Seconds that a running federation waits for newcomers to say what they hold."""
+
+_log = logging.getLogger(__name__)
 
 
 class PartitionGrid(Grid):
@@ -29,14 +39,24 @@ class PartitionGrid(Grid):
         grid: The engine's grid.
         clients: Number of partitions, each of which a node has to hold.
         fingerprint: Of the server's configuration; a node with another one is refused. Empty accepts all.
-        patience: Seconds to wait for the first appearance of all nodes, and for a node's answer.
+        patience: Seconds to wait for the first appearance of all nodes.
+        ended: Set when the engine has ended, so that nothing waits for it any longer.
     """
 
     contexts: tuple[()] = ()
     """Nodes keep their own state."""
 
-    def __init__(self, grid: Grid, clients: int, fingerprint: str = "", patience: float = 3600.0) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        fingerprint: str = "",
+        patience: float = 3600.0,
+        ended: threading.Event | None = None,
+    ) -> None:
         self._grid, self._clients, self._fingerprint, self._patience = grid, clients, fingerprint, patience
+        self._ended = ended or threading.Event()
+        self._refused: set[int] = set()
         self._partition: dict[int, int] = {}  # by the engine's node id
         self._present: dict[int, int] = {}  # the engine's node id by partition, of those that are there now
         self._gathered = False
@@ -69,7 +89,7 @@ class PartitionGrid(Grid):
         """
         until = time.monotonic() + self._patience
         while True:
-            self._look()
+            self._look(until)
             missing = [k for k in range(self._clients) if k not in self._present]
             if not missing:
                 self._gathered = True
@@ -80,14 +100,14 @@ class PartitionGrid(Grid):
                     f"(the first is {missing[0]}): start one with --node-config 'partition-id={missing[0]}', "
                     "or set federation.timeout higher"
                 )
-            time.sleep(POLL)
+            self._pause(SLOWEST_POLL)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        until = None if timeout is None else time.monotonic() + timeout
         if self._gathered:
-            self._look()
+            self._look(time.monotonic() + INTRODUCTION)
         else:
             self.gather()
+        until = None if timeout is None else time.monotonic() + timeout  # not spent on looking for nodes
         replies: list[Message] = []
         sent = []
         for message in messages:
@@ -104,17 +124,24 @@ class PartitionGrid(Grid):
             replies.append(reply)
         return replies
 
-    def _look(self) -> None:
-        """Learn who is there, and ask those that are new which partition they hold."""
+    def _look(self, until: float) -> None:
+        """Learn who is there, and ask those that are new which partition they hold.
+
+        Before the first round a node that cannot take part ends the federation. Later it is left out.
+        """
         there = list(self._grid.get_node_ids())
-        new = [node for node in there if node not in self._partition]
+        new = [node for node in there if node not in self._partition and node not in self._refused]
         question = RecordDict({"config": ConfigRecord({"fingerprint": self._fingerprint})})
-        until = time.monotonic() + self._patience
         for node, reply in self._exchange([Message(question, node, QUESTION) for node in new], until):
             if reply.has_error():
-                if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                if reply.error.code in UNREACHABLE:
                     continue
-                raise ValueError(f"node {node} cannot take part: {reply.error.reason}")
+                told = f"node {node} cannot take part: {reply.error.reason}"
+                if not self._gathered:
+                    raise ValueError(told)
+                _log.warning(told)
+                self._refused.add(node)
+                continue
             partition = int(cast(int, reply.content.config_records["config"]["partition"]))
             self._partition[node] = partition
         # Where two nodes hold the same partition, the one that was met last has replaced the other.
@@ -132,12 +159,20 @@ class PartitionGrid(Grid):
         waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         waiting = {name: node for name, node in waiting.items() if name in pushed}
         replies: list[tuple[int, Message]] = []
-        while waiting and (until is None or time.monotonic() < until):
+        pause = POLL
+        while waiting:
             found = list(self._grid.pull_messages(set(waiting)))
             replies += [(waiting.pop(reply.metadata.reply_to_message_id), reply) for reply in found]
-            if waiting and not found:
-                time.sleep(POLL)
+            if not waiting or (until is not None and time.monotonic() >= until):
+                break
+            pause = POLL if found else min(1.1 * pause, SLOWEST_POLL)
+            self._pause(pause)
         return replies
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless the engine has ended: then no reply will ever come."""
+        if self._ended.wait(seconds):
+            raise RuntimeError("the engine has ended")
 
 
 def _to(node: int, message: Message) -> Message:

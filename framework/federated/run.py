@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from framework.errors import near
 from framework.federated import wire
 from framework.federated.client import LightningClient, mean_loss_of
 from framework.federated.figures import selection_heatmap
@@ -149,6 +151,8 @@ class FederatedRun:
         state = self.files.load(self.grid.contexts)
         if state is None:
             return 0
+        if not state.get("here", True):
+            self.check_stateless()
         self.finished = int(state["round"])
         self.server.weights, self.server.clock = dict(state["weights"]), float(state["clock"])
         self.best = (int(state["best"][0]), state["best"][1])
@@ -169,6 +173,7 @@ class FederatedRun:
         """
         from tqdm import tqdm  # type: ignore[import-untyped]
 
+        self.directory.mkdir(parents=True, exist_ok=True)
         with _undisturbed():
             self.check()
             if not self.finished:
@@ -216,7 +221,7 @@ class FederatedRun:
         state = {
             "weights": self.server.weights, "clock": self.server.clock, "best": list(self.best),
             "best_file": self.best_file.name if self.best_file else "",
-            "strategy": strategy_state(self.federation.strategy),
+            "strategy": strategy_state(self.federation.strategy), "here": self.here,
         }  # fmt: skip
         self.files.save(report.round, state, self.grid.contexts, changed)
         if outdone is not None:
@@ -247,6 +252,12 @@ class FederatedRun:
         trainer.save_checkpoint(fresh, weights_only=True)
         monitor, mode = self.monitor, getattr(module, "mode", "min")
         value = report.metrics.get(monitor) if monitor else None
+        if self.federation.monitor and value is None and self.federation.evaluates(report.round) and report.round:
+            known = ", ".join(sorted(report.metrics))
+            raise ValueError(
+                f"federation.monitor {monitor!r} was not logged{near(str(monitor), report.metrics)}; there are {known}"
+            )
+        value = None if value is None or math.isnan(value) else value
         before = self.best[1]
         sign = 1 if mode == "max" else -1
         outdone = None
@@ -263,7 +274,9 @@ class FederatedRun:
     def _probe(self) -> tuple[Loss, Any]:
         """The module's loss, and a batch of the first client's."""
         self.module.to(self.workplace.device)
-        return mean_loss_of(self.module), next(iter(self.client.batches(0)))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.workplace.seed)
+            return mean_loss_of(self.module), next(iter(self.client.batches(0)))
 
     def _forget_rounds(self) -> None:
         path = self.directory / ROUNDS

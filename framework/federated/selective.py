@@ -93,7 +93,7 @@ class SelectiveFedAvg(FedAvgPerKey):
         self._budgets: np.ndarray | None = None
         self._costs: np.ndarray | None = None
         self._chosen: dict[int, list[str]] = {}
-        self.failures: dict[int, str] = {}
+        self.failures: dict[int, Message] = {}  # of the first trip, for the server to judge
         self.traffic: dict[int, tuple[int, int]] = {}
         self.notes: dict[str, float] = {}
 
@@ -158,12 +158,15 @@ class SelectiveFedAvg(FedAvgPerKey):
         return messages
 
     def state_dict(self) -> dict[str, Any]:
-        """The present choice, which later rounds may keep."""
-        return {"chosen": {str(node): list(layers) for node, layers in self._chosen.items()}}
+        """The present choice, which later rounds may keep, and what layers cost."""
+        costs = None if self._costs is None else self._costs.tolist()
+        return {"chosen": {str(node): list(layers) for node, layers in self._chosen.items()}, "costs": costs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the choice of an earlier process."""
         self._chosen = {int(node): list(layers) for node, layers in state["chosen"].items()}
+        if state.get("costs") is not None:  # measured once for all rounds
+            self._costs = np.array(state["costs"])
 
     def _costs_of(
         self, module: nn.Module, groups: LayerGroups, probe: Callable[[], tuple[Loss, Any]]
@@ -214,7 +217,7 @@ class SelectiveFedAvg(FedAvgPerKey):
         for reply in grid.send_and_receive([Message(content, node, QUERY) for node in nodes]):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self.failures[node] = reply.error.reason or f"error {reply.error.code}"
+                self.failures[node] = reply
                 continue
             record = next(iter(reply.content.metric_records.values()))
             scores = [float(value) for value in cast(list[float], record["scores"])]

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from framework.federated import wire
 from framework.federated.grid import Chosen, node_of, partition_of
+from framework.federated.nodes import UNREACHABLE
 from framework.federated.rounds import ClientReport, RoundReport, weighted_mean
 from framework.federated.settings import Federation
 from framework.seeding import derive
@@ -110,7 +110,7 @@ class Server:
         return {f"clients/{name}": value for name, value in means.items()}
 
     def _view(self, chosen: Sequence[int]) -> Grid:
-        return Chosen(self.grid, [node_of(client) for client in chosen])
+        return Chosen(self.grid, [node_of(client) for client in chosen], self.federation.timeout)
 
     def _exchange(self, messages: Sequence[Message], report: RoundReport) -> list[Message]:
         """Send, and sort what comes back: usable replies by partition, everything else into the report."""
@@ -159,11 +159,9 @@ class Server:
         for client in report.clients:
             down, up = traffic.get(node_of(client.client), (0, 0))
             client.down, client.up = client.down + down, client.up + up
-            reason = failures.get(node_of(client.client))
-            if reason is not None:
-                client.outcome, client.detail = "failed", reason
-                if self.federation.fail_fast:
-                    raise RuntimeError(f"client {client.client} failed in round {report.round}: {reason}")
+            reply = failures.get(node_of(client.client))
+            if reply is not None:
+                client.outcome, client.detail = "failed", self._failed(client.client, reply, report.round)
 
     def _complaint(self, reply: Message) -> str:
         records = reply.content
@@ -177,8 +175,7 @@ class Server:
 
     def _failed(self, client: int, reply: Message, server_round: int) -> str:
         reason = reply.error.reason or f"error {reply.error.code}"
-        unreachable = reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-        if self.federation.fail_fast and not unreachable:
+        if self.federation.fail_fast and reply.error.code not in UNREACHABLE:
             raise RuntimeError(f"client {client} failed in round {server_round}: {reason}")
         return reason
 

@@ -37,8 +37,8 @@ class Federation:
             ``nothing``.
         log_clients: Whether loggers get what each client's training logged, too, as ``client/<number>/<name>``.
         evaluate_every: Rounds from one evaluation to the next; the last round always has one. 0: only the last.
-        monitor: The metric that picks the best round, such as ``clients/val/accuracy`` where the server's own data are not
-            what clients see; its direction is that of the module's ``mode``. The module's ``monitor`` by default.
+        monitor: The metric that picks the best round, such as ``clients/val/accuracy`` where the server's own data are
+            not what clients see; its direction is the module's ``mode``. The module's ``monitor`` by default.
         systems: Speed and reliability of the clients; simulates how long a round takes, and who misses it.
         fail_fast: Whether an exception of a client ends the federation. Otherwise the round goes on without it.
         quorum: Share of a round's clients whose replies must be usable, in [0, 1].
@@ -96,6 +96,9 @@ class Federation:
                 raise ValueError(f"federation.{name} must be at least 1, got {given}")
         if not timeout > 0:
             raise ValueError(f"federation.timeout must be positive, got {timeout}")
+        for name, share in (("client_cpus", client_cpus), ("client_gpus", client_gpus)):
+            if share > 1 and share != int(share):
+                raise ValueError(f"federation.{name} must be a whole number or a share below 1, got {share}")
         if not client_cpus > 0:
             raise ValueError(f"federation.client_cpus must be positive, got {client_cpus}")
         if not client_gpus >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from framework.errors import ConfigurationError
 from framework.federated.nodes import PartitionGrid
 from framework.federated.run import FederatedRun
 
@@ -20,10 +22,10 @@ def check_installed() -> None:
     """Ask for Ray before anything is made.
 
     Raises:
-        ModuleNotFoundError: If it is not installed.
+        ConfigurationError: If it is not installed.
     """
     if find_spec("ray") is None:
-        raise ModuleNotFoundError(
+        raise ConfigurationError(
             "federation.engine ray needs Flower's simulation engine, which is not installed: "
             "pip install 'fulgurite[simulation]'"
         )
@@ -40,11 +42,11 @@ def simulate(run: FederatedRun, app: ClientApp) -> None:
         RuntimeError: As :meth:`FederatedRun.run`, or if the engine cannot start.
     """
     federation = run.federation
-    server = ServerApp()
+    server, ended = ServerApp(), threading.Event()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        run.connect(PartitionGrid(grid, federation.clients, patience=federation.timeout))
+        run.connect(PartitionGrid(grid, federation.clients, patience=federation.timeout, ended=ended))
         run.run()
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -63,6 +65,7 @@ def simulate(run: FederatedRun, app: ClientApp) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # Ray's on its own defaults
             run_simulation(server, app, federation.clients, backend_config=backend)
     finally:
+        ended.set()  # the rounds' thread would wait for its clients, whatever became of them
         logger.removeFilter(_is_news)
 
 

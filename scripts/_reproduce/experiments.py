@@ -238,7 +238,7 @@ def _select(given: Mapping[str, Any] | None, row: str) -> Select | None:
 def _layers(given: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """Layers and overrides of a data set; a callable's data set may have none."""
     if isinstance(given, Mapping):
-        _only(given, {"config", "overrides", "start", "key"}, where)
+        _only(given, {"config", "overrides", "key" if where.startswith("start") else "start"}, where)
         layers, overrides = given.get("config", []), given.get("overrides", {})
     else:
         layers, overrides = given or [], {}

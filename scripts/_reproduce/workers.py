@@ -139,8 +139,10 @@ def _work(job: Run | Call, keep: bool) -> None:
     with (job.directory / LOG).open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        started = time.perf_counter()
         try:
+            if isinstance(job, Run) and job.start is not None:
+                _prepare(job.start)
+            started = time.perf_counter()
             result = _run(job, keep) if isinstance(job, Run) else _call(job)
         except Exception:
             traceback.print_exc()
@@ -167,15 +169,17 @@ def _run(job: Run, keep: bool) -> dict[str, Any]:
     """One run of the command line: what it tested, and what it monitored at the checkpoint it tested."""
     from framework import cli
 
-    if job.start is not None:
-        _prepare(job.start)
     place = {**QUIET, "trainer.default_root_dir": str(job.directory), "name": "run"}
     done = cli.run([*job.arguments, *options(place)])
     if done is None or not done.results:
         raise ValueError(f"{job.command} gave no test metrics: does the data module have test_dataloader?")
-    watcher = done.model if job.verb == "federate" else done.trainer.checkpoint_callback
-    monitor, mode = getattr(watcher, "monitor", None), getattr(watcher, "mode", "max")
-    monitored = best_row(done.directory / "metrics.csv", monitor, mode)
+    log = done.directory / "metrics.csv"
+    if job.verb == "federate":
+        monitor = done.run.monitor if done.run.best[1] is not None else None
+        monitored = row_of_round(log, done.run.best[0])
+    else:
+        monitor = getattr(done.trainer.checkpoint_callback, "monitor", None)
+        monitored = best_row(log, monitor, getattr(done.trainer.checkpoint_callback, "mode", "max"))
     more = _collected(job, done.directory)
     if not keep:
         shutil.rmtree(done.directory / "checkpoints", ignore_errors=True)
@@ -193,6 +197,7 @@ def _prepare(start: Run) -> None:
         made = start.directory / "hash"
         if start.checkpoint.is_file() and made.is_file() and made.read_text() == start.hash:
             return
+        shutil.rmtree(start.directory / "run", ignore_errors=True)  # of an attempt that was killed
         place = {**QUIET, "trainer.default_root_dir": str(start.directory), "name": "run"}
         done = cli.run([*start.arguments, *options(place)])
         assert done is not None
@@ -227,10 +232,7 @@ def best_row(path: Path, monitor: str | None, mode: str) -> dict[str, float]:
     Raises:
         ValueError: If the monitored metric was never logged.
     """
-    with path.open(newline="") as file:
-        rows = [
-            {key: float(value) for key, value in row.items() if value not in ("", None)} for row in csv.DictReader(file)
-        ]
+    rows = _rows(path)
     if monitor is None:
         merged: dict[str, float] = {}
         for row in rows:
@@ -241,6 +243,23 @@ def best_row(path: Path, monitor: str | None, mode: str) -> dict[str, float]:
         raise ValueError(f"{path} has no value of the monitored {monitor}")
     choose: Callable[..., dict[str, float]] = max if mode == "max" else min
     return _without_test(choose(rows, key=lambda row: row[monitor]))
+
+
+def row_of_round(path: Path, number: int) -> dict[str, float]:
+    """Metrics of one round of a federation.
+
+    Args:
+        path: ``metrics.csv`` of its run.
+        number: The round.
+    """
+    return _without_test(next(row for row in _rows(path) if row.get("round") == number))
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items() if value not in ("", None)} for row in csv.DictReader(file)
+        ]
 
 
 def _without_test(row: dict[str, float]) -> dict[str, float]:

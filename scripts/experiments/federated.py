@@ -62,7 +62,10 @@ def selections(directory: Path) -> dict[str, Any]:
     """
     found = clients(directory)
     with (directory / "rounds.jsonl").open(encoding="utf-8") as file:
-        chosen = {r["round"]: [each["layers"] or [] for each in r["clients"]] for r in map(json.loads, file)}
+        chosen = {
+            r["round"]: [each["layers"] or [] for each in r["clients"] if each["outcome"] == "used"]
+            for r in map(json.loads, file)
+        }
     names = sorted({name for each in chosen.values() for layers in each for name in layers}, key=_number)
     before = 0
     columns: dict[str, list[float]] = {f"layer/{_number(name)}": [] for name in names}

@@ -84,6 +84,18 @@ def test_differences_are_paired_and_bold_only_when_they_exclude_zero(checkout):
     assert table(checkout, "gain")[0][2] == ["LDS", "**-2.8 ± 0.2**"]
 
 
+def test_differences_to_several_rows_are_to_their_mean_seed_by_seed(checkout):
+    results = checkout / "docs" / "results" / "lds.json"
+    merge_records(results, [record("slow", "wine", seed, 0.9 + seed / 100) for seed in (1, 2)])
+    merge_records(results, [record("fast", "wine", seed, 0.8 + seed / 100) for seed in (1, 2, 3)])
+    specification = "t: {kind: differences, against: [slow, fast], rows: [LDS], columns: [wine]}"
+    (checkout / "docs" / "results" / "lds.yaml").write_text(specification)
+    (head, _, row), caption = table(checkout, "t")
+    assert head == ["minus the mean of slow, fast", "wine"]
+    assert row == ["LDS", "**+10.5 ± 6.4**"]  # 96 - 86 and 98 - 87
+    assert "difference to the mean of slow, fast on the same seeds" in caption
+
+
 def test_choices_are_counted(checkout):
     (_, _, lds, knn), _ = table(checkout, "picked")
     assert lds == ["LDS", "tau 5 (2); others (1)"]

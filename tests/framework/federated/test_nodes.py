@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from federation_net import Net, Points
@@ -11,7 +13,9 @@ from flwr.serverapp import Grid
 
 from framework.federated.client import LightningClient
 from framework.federated.nodes import PartitionGrid
+from framework.federated.own_data import OwnData
 from framework.federated.run import FederatedRun
+from framework.federated.selective import SelectiveFedAvg
 from framework.federated.settings import Federation
 from framework.federated.workplace import LocalWorkplace
 
@@ -141,6 +145,55 @@ def test_what_the_engine_says_of_a_lost_node_is_put_down_to_that_node(tmp_path):
     engine.lost.add(5)
     clients = run.server.train(1).clients
     assert [(client.outcome, client.detail) for client in clients] == [("used", "")] * 2 + [("failed", "no heartbeat")]
+
+
+def test_a_newcomer_that_cannot_take_part_is_left_out_of_a_running_federation(tmp_path, caplog):
+    run, engine = federated(tmp_path, "there", NODES)
+    run.server.grid.gather()
+    engine.partitions[8], engine.apps[8] = 7, engine.apps[5]
+    engine.contexts[8] = Context(1, 8, {"partition-id": 7}, RecordDict(), {})
+    for server_round in (1, 2):
+        assert [client.outcome for client in run.server.train(server_round).clients] == ["used"] * 3
+    assert engine.asked.count((8, "query.partition")) == 1
+    assert "node 8 cannot take part" in caplog.text
+
+
+def test_nothing_waits_for_an_engine_that_has_ended(tmp_path):
+    ended = threading.Event()
+    run, engine = federated(tmp_path, "there", NODES, timeout=3600)
+    run.connect(PartitionGrid(engine, CLIENTS, "ours", patience=3600, ended=ended))
+    run.server.grid.gather()
+    engine.mute.add(77)
+    threading.Timer(0.3, ended.set).start()
+    with pytest.raises(RuntimeError, match="the engine has ended"):
+        run.server.train(1)
+
+
+def test_layers_are_chosen_among_the_nodes_that_are_there(tmp_path):
+    strategy = SelectiveFedAvg(select="p1", budget=1, groups={"body": [r"body\."]}, common=[r"head\."])
+    run, engine = federated(tmp_path, "there", NODES, strategy=strategy, fail_fast=True, keep="nothing")
+    run.server.grid.gather()
+    engine.partitions.pop(5)
+    clients = run.server.train(1).clients
+    assert [client.outcome for client in clients] == ["used", "used", "failed"]
+    assert clients[2].detail == "its node is away"
+    assert [client.layers for client in clients] == [["body"], ["body"], None]
+
+
+def test_a_node_that_does_not_score_its_layers_in_time_misses_the_round(tmp_path):
+    strategy = SelectiveFedAvg(select="p1", budget=1, groups={"body": [r"body\."]}, common=[r"head\."])
+    run, engine = federated(tmp_path, "there", NODES, strategy=strategy, keep="nothing", timeout=0.5)
+    run.server.grid.gather()
+    engine.mute.add(77)
+    assert [client.outcome for client in run.server.train(1).clients] == ["used", "not asked", "used"]
+
+
+def test_nodes_with_data_of_their_own_train_on_all_of_it(tmp_path):
+    run, _ = federated(tmp_path, "there", NODES, partition=OwnData(), held_out=0.25)
+    run.run()
+    assert [client.examples for client in run.history[1].clients] == [72] * 3
+    assert "clients/val/accuracy" in run.history[1].metrics
+    assert not (tmp_path / "there" / "partition.png").exists()
 
 
 def test_a_partition_without_a_node_is_named(tmp_path):
