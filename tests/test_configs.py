@@ -174,7 +174,7 @@ def test_every_configuration_goes_with_every_overlay(name, overlay, capsys):
 
 # -- federations ------------------------------------------------------------------------------------------------------
 
-TWO = ["--federation.clients", "2", "--federation.rounds", "2", *SMALL]
+TWO = ["--federation.clients", "2", "--federation.rounds", "2", "--federation.fraction", "1", *SMALL]
 
 
 @pytest.mark.parametrize("name", one_of_each(0, 1, 2))
