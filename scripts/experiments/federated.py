@@ -16,8 +16,8 @@ from framework.federated.figures import curves, progress_figure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ACCURACY = "accuracy on held-out items"
-ARMS = ["Full", "P1", "Own top by norm", "RGN", "SNR", "Bottom", "Both", "Top", "Head only"]
-CHOOSING = ["P1, λ = 0.01", "P1", "P1, λ = 10", "Own top by norm", "RGN", "SNR"]
+ARMS = ["Full", "P1, λ = 0.01", "Own top by norm", "RGN", "SNR", "Bottom", "Both", "Top", "Head only"]
+CHOOSING = ["Own top by norm", "P1, λ = 0.01", "P1", "P1, λ = 1", "RGN", "SNR"]
 LAST = 3
 """Evaluations at the end whose mean is reported: a single round of clients that differ is noise."""
 
