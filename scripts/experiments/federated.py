@@ -138,7 +138,7 @@ def draw(results: Path) -> None:
         runs = {row: [records_of(each, ACCURACY) for each in records if each.row == row] for row in arms}
         name = f"selective-layers-{data}"
         progress_figure(runs, ACCURACY, percent=True).savefig(DOCS / "images" / f"{name}.png", dpi=110)
-        shown = [row for row in CHOOSING if row in arms]
+        shown = [row for row in CHOOSING if any(record.row == row for record in records)]
         layers_figure(records, shown).savefig(DOCS / "images" / f"{name}-blocks.png", dpi=110)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def test_ray_gives_the_weights_of_one_process_and_its_errors_name_the_client(pro
     assert "client 0 failed in round 1" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(
+    not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="certificates need openssl and ssh-keygen"
+)
 def test_a_deployment_gives_the_same_weights_survives_a_kill_and_refuses_strangers(project, tmp_path_factory):
     here = run(["federate", "-c", "base.yaml", *THREE.split(), "--name", "here"])
     project.write("pyproject.toml", APP)
