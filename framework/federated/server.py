@@ -128,7 +128,8 @@ class Server:
                 client.outcome = "silent"  # until it answers
                 sent.append(message)
         usable = {}
-        for reply in self.grid.send_and_receive(sent, timeout=federation.timeout):
+        replies = self.grid.send_and_receive(sent, timeout=federation.timeout)
+        for reply in sorted(replies, key=lambda each: each.metadata.src_node_id):  # the same error is told each time
             client = by_client[partition_of(reply.metadata.src_node_id)]
             if reply.has_error():
                 client.outcome, client.detail = "failed", self._failed(client.client, reply, report.round)

@@ -47,7 +47,7 @@ BAD_ARGUMENTS = {
     ("--model.lrr", "3"): "model.init_args.lrr: Net takes no such argument; did you mean lr?",
     ("--model.lr", "fast"): "model.init_args.lr: expected float, got fast",
     ("--model.lr", "-1"): "error: lr must be positive, got -1.0",
-    ("--model", "Clasifier"): "no class Clasifier; did you mean Classifier?",
+    ("--model", "Clasifier"): "no class Clasifier; did you mean Classifier",
     ("--model", "modules.classifer.Classifier"): "did you mean modules.classifier.Classifier",
     ("--model", "no_such_package.Net"): "no module no_such_package",
     ("--model", "{package}.net.Nett"): "has no class Nett",

@@ -143,6 +143,14 @@ def test_fail_fast_ends_it_at_once_and_names_the_client():
         Server(federation, grid, WEIGHTS, 3).train(1)
 
 
+def test_of_several_failures_the_same_is_told_whoever_answered_first():
+    def fails(client, arrays):
+        raise OSError(f"disk {client} full")
+
+    with pytest.raises(RuntimeError, match="client 0 failed in round 1: OSError: disk 0 full"):
+        server(fails, fail_fast=True, grid=Backwards).train(1)
+
+
 def test_participants_depend_on_seed_and_round_alone():
     some = server(plus, clients=20, fraction=0.29)
     assert some.federation.participants == 6  # Flower would truncate to 5
