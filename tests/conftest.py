@@ -18,3 +18,8 @@ def data_root_or_skip() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data are not at {root}: set FULGURITE_DATA to their folder")
     return root
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names bytes by their number: content may hold a time (gzip's does), and workers must collect equal names."""
+    return f"{len(val)}bytes" if isinstance(val, bytes) else None
