@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class ClassifierBase(LightningModule):
             }
         )
         self.metrics = nn.ModuleDict({f"{stage}_": metrics.clone(f"{stage}/") for stage in ("train", "val", "test")})
+        self.losses = nn.ModuleDict({f"{stage}_": MeanMetric() for stage in ("train", "val", "test")})
         confusion = MulticlassConfusionMatrix(classes, ignore_index=UNLABELLED)
         self.confusion = nn.ModuleDict({"val_": confusion, "test_": confusion.clone()})
         self.confusion_counts: dict[str, Tensor] = {}
@@ -155,10 +156,15 @@ class ClassifierBase(LightningModule):
             columns["target"] = rest[0]
         return columns | {"prediction": probability.argmax(dim=1), "probability": probability}
 
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
     def on_validation_epoch_end(self) -> None:
+        self._log("val")
         self._count_confusion("val")
 
     def on_test_epoch_end(self) -> None:
+        self._log("test")
         self._count_confusion("test")
 
     def configure_optimizers(self) -> Any:
@@ -190,9 +196,13 @@ class ClassifierBase(LightningModule):
         metrics.update(logits, y)
         if stage != "train":
             self._confusion(stage).update(logits, y)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=labelled, sync_dist=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=labelled)
+        cast(MeanMetric, self.losses[f"{stage}_"]).update(loss.detach(), labelled)
         return loss
+
+    def _log(self, stage: str) -> None:
+        """Log the metrics of an epoch; once, as every call costs as much as a step of a small network."""
+        self.log(f"{stage}/loss", cast(MeanMetric, self.losses[f"{stage}_"]))
+        self.log_dict(cast(MetricCollection, self.metrics[f"{stage}_"]))
 
     def _count_confusion(self, stage: str) -> None:
         metric = self._confusion(stage)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
+from importlib.metadata import entry_points
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from lightning.fabric.utilities import registry
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 
@@ -77,7 +81,8 @@ class LocalWorkplace:
     def trainer(self, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
         """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""
         own = [copy.deepcopy(each) for each in self.callbacks]
-        return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
+        with _plugins_found_once():
+            return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
 
     @cached_property
     def device(self) -> torch.device:
@@ -86,7 +91,8 @@ class LocalWorkplace:
 
     def judge(self) -> Trainer:
         """A new, silent trainer without the user's callbacks, for the server's evaluations."""
-        return Trainer(**{**self._settings, "callbacks": []})
+        with _plugins_found_once():
+            return Trainer(**{**self._settings, "callbacks": []})
 
 
 def check_devices(settings: Mapping[str, Any]) -> None:
@@ -108,6 +114,16 @@ def check_devices(settings: Mapping[str, Any]) -> None:
 
 def _makes(value: Any) -> bool:
     return callable(value) and not isinstance(value, torch.nn.Module)
+
+
+_plugins = cache(entry_points)
+
+
+@contextmanager
+def _plugins_found_once() -> Iterator[None]:
+    """Spare Lightning a look through all installed packages per trainer, which takes longer than all else it does."""
+    with patch.object(registry, "entry_points", _plugins):
+        yield
 
 
 def _once(data: LightningDataModule) -> None:
