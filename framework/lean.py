@@ -1,8 +1,9 @@
-"""Import torchmetrics, and so Lightning, without transformers.
+"""Import torchmetrics, and so Lightning, without transformers and scipy.signal.
 
 torchmetrics imports a handful of classes of transformers whenever that is installed, for BERTScore and CLIPScore;
 Lightning imports torchmetrics. For every run that uses neither, that is a second of CPU time and 600 modules. While
-torchmetrics is imported, the classes are therefore replaced by stand-ins that fetch the real ones when first used.
+torchmetrics is imported, the classes are therefore replaced by stand-ins that fetch the real ones when first used. It
+also imports scipy.signal, another second, only to add a name that scipy dropped and one audio package wants.
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ class _StandIn(ModuleType):
 
 
 def import_torchmetrics() -> None:
-    """Import torchmetrics with stand-ins for transformers; nothing to do where either is imported already."""
-    if "torchmetrics" in sys.modules or "transformers" in sys.modules or find_spec("transformers") is None:
+    """Import torchmetrics with stand-ins; what is imported already, or not installed, is left as it is."""
+    if "torchmetrics" in sys.modules:
         return
-    sys.modules["transformers"] = _StandIn("transformers")
+    absent = [name for name in ("transformers", "scipy.signal") if name not in sys.modules and _is_installed(name)]
+    sys.modules.update((name, _StandIn(name)) for name in absent)
     try:
         importlib.import_module("torchmetrics")
     finally:
-        del sys.modules["transformers"]
+        for name in absent:
+            del sys.modules[name]
+
+
+def _is_installed(name: str) -> bool:
+    return find_spec(name.partition(".")[0]) is not None

@@ -86,6 +86,17 @@ def test_text_metrics_still_find_transformers():
     assert out.split() == ["False", "AutoModel", "True", "False"]
 
 
+def test_signal_processing_is_there_when_asked_for():
+    out = child(
+        "import sys\nfrom framework.lean import import_torchmetrics\nimport_torchmetrics()\n"
+        "print('scipy.signal' in sys.modules)\n"
+        "from torchmetrics.audio import SignalNoiseRatio\n"
+        "import scipy.signal\n"
+        "print(scipy.signal.windows.hann(3)[1], scipy.signal.find_peaks([0, 1, 0])[0])"
+    )
+    assert out.split() == ["False", "1.0", "[1]"]
+
+
 def test_methods_lists_every_configuration_and_overlay_once(capsys):
     main(["methods"])
     lines = capsys.readouterr().out.splitlines()
