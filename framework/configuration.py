@@ -200,16 +200,7 @@ class Configuration:
 
     def layer(self, path: Path) -> None:
         """Merge a YAML file onto what is there."""
-        self.merge(read(path), str(path))
-        self.files.append(path)
-
-    def merge(self, values: Mapping[str, Any], path: str) -> None:
-        """Merge a mapping onto what is there.
-
-        Args:
-            values: As a YAML file holds it.
-            path: What errors call it.
-        """
+        values = read(path)
         for key in values:
             bare = str(key).removesuffix("+")
             if bare not in self.keys and bare not in self.others:
@@ -222,6 +213,7 @@ class Configuration:
             if section in values and values[section] is None:
                 del values[section]  # `trainer:` with every line below it commented out
         _merge(self.values, _named(values))
+        self.files.append(path)
 
     def override(self, key: str, text: str) -> None:
         """Set one value, as ``--key text`` does.

@@ -126,8 +126,10 @@ class Run:
         """Changes with the resolved configuration of the run (``about`` does not count) and what collects from it."""
         resolved = _resolved(self.verb, self.layers, {**self.keys, **dict.fromkeys(self.seed_keys, self.seed)})
         more = [self.collect] if self.collect else []
+        if self.verb != "fit":
+            more.append(self.verb)
         if self.start is not None:
-            more.append(self.start.hash)
+            more += [self.start.hash, self.start_key]
         return hash_of([resolved, *more])
 
 
@@ -188,12 +190,8 @@ def _text(value: Any) -> str:
 
 
 def _resolved(verb: str, layers: Sequence[str], keys: Mapping[str, Any]) -> Mapping[str, Any]:
-    configuration = Configuration(verb)
-    for layer in layers:
-        configuration.layer(_find(layer))
-    for key, value in keys.items():
-        configuration.override(key, _text(value))
-    values = configuration.interpolated()
+    given = [*(("-c", str(_find(layer))) for layer in layers), *((key, _text(value)) for key, value in keys.items())]
+    values = Configuration.of(verb, given).interpolated()
     values.pop("about", None)
     return values
 
