@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-UNLABELLED = -1
+from modules._classification import ClassifierBase
 
 
 class MLP(nn.Sequential):
@@ -89,134 +83,6 @@ class CNN(nn.Module):
         return logits
 
 
-class ClassifierBase(LightningModule):
-    """The Lightning side of a classifier; a subclass saves its hyper-parameters and makes ``self.network``.
-
-    Args:
-        classes: Number of classes, at least 2.
-        lr: Learning rate, which the subclass saves as a hyper-parameter. None keeps the optimiser's own.
-        optimizer: Builds the optimiser from the parameters.
-        scheduler: Builds a learning-rate scheduler from the optimiser, stepped once per epoch.
-
-    Raises:
-        ValueError: If a number is out of range; the message names it.
-    """
-
-    monitor, mode = "val/accuracy", "max"
-    network: nn.Module
-
-    def __init__(
-        self, classes: int, lr: float | None, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
-    ) -> None:
-        super().__init__()
-        if classes < 2:
-            raise ValueError(f"classes must be at least 2, got {classes}")
-        if lr is not None and lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}")
-        self.classes, self.optimizer, self.scheduler = classes, optimizer, scheduler
-        self.configure_metrics()
-
-    def configure_metrics(self) -> None:
-        """Micro accuracy and macro F1 per stage, and the confusion matrix of validation and test."""
-        classes = self.classes
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=UNLABELLED),
-                "f1": MulticlassF1Score(classes, average="macro", ignore_index=UNLABELLED),
-            }
-        )
-        self.metrics = nn.ModuleDict({f"{stage}_": metrics.clone(f"{stage}/") for stage in ("train", "val", "test")})
-        self.losses = nn.ModuleDict({f"{stage}_": MeanMetric() for stage in ("train", "val", "test")})
-        confusion = MulticlassConfusionMatrix(classes, ignore_index=UNLABELLED)
-        self.confusion = nn.ModuleDict({"val_": confusion, "test_": confusion.clone()})
-        self.confusion_counts: dict[str, Tensor] = {}
-
-    def forward(self, x: Any) -> Tensor:
-        """Logits of shape ``(batch, classes)``."""
-        logits: Tensor = self.network(x)
-        return logits
-
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._step(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | list[Any]]:
-        """Columns of equal length: index and target where the batch has them, the class, all probabilities."""
-        x, *rest = batch if isinstance(batch, (list, tuple)) else (batch,)
-        probability = self(x).softmax(dim=1)
-        columns: dict[str, Tensor | list[Any]] = {}
-        if len(rest) > 1:
-            columns["index"] = rest[1] if isinstance(rest[1], Tensor) else list(rest[1])
-        if rest:
-            columns["target"] = rest[0]
-        return columns | {"prediction": probability.argmax(dim=1), "probability": probability}
-
-    def on_train_epoch_end(self) -> None:
-        self._log("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log("val")
-        self._count_confusion("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log("test")
-        self._count_confusion("test")
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.hparams["lr"] is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = self.hparams["lr"]
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        # ReduceLROnPlateau needs to know what to watch, and waits for something to fall unless its mode is "max"; other
-        # schedulers ignore it.
-        watched = "val/loss" if getattr(scheduler, "mode", None) == "min" else self.monitor
-        watched = getattr(scheduler, "monitor", watched)  # Lightning's own plateau scheduler says it itself
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": watched}}
-
-    def figures(self) -> dict[str, Figure]:
-        """Confusion matrix of the last validation and of the last test, rows true and columns predicted."""
-        names = self._class_names()
-        return {f"confusion_{stage}": confusion_figure(m, names) for stage, m in self.confusion_counts.items()}
-
-    def _step(self, batch: Sequence[Any], stage: str) -> Tensor:
-        x, y = batch[0], batch[1]
-        logits = self(x)
-        labelled = int((y != UNLABELLED).sum())
-        # Sum over the labelled items, so that a batch without any label gives 0 and not NaN.
-        loss = nn.functional.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum") / max(labelled, 1)
-        metrics = cast(MetricCollection, self.metrics[f"{stage}_"])
-        metrics.update(logits, y)
-        if stage != "train":
-            self._confusion(stage).update(logits, y)
-        cast(MeanMetric, self.losses[f"{stage}_"]).update(loss.detach(), labelled)
-        return loss
-
-    def _log(self, stage: str) -> None:
-        """Log the metrics of an epoch; once, as every call costs as much as a step of a small network."""
-        self.log(f"{stage}/loss", cast(MeanMetric, self.losses[f"{stage}_"]))
-        self.log_dict(cast(MetricCollection, self.metrics[f"{stage}_"]))
-
-    def _count_confusion(self, stage: str) -> None:
-        metric = self._confusion(stage)
-        self.confusion_counts[stage] = metric.compute().cpu()  # gathers over ranks: every rank comes here
-        metric.reset()
-
-    def _confusion(self, stage: str) -> MulticlassConfusionMatrix:
-        return cast(MulticlassConfusionMatrix, self.confusion[f"{stage}_"])
-
-    def _class_names(self) -> list[str] | None:
-        trainer = self._trainer
-        return getattr(getattr(trainer, "datamodule", None), "class_names", None)
-
-
 class Classifier(ClassifierBase):
     """Train a network to classify, by cross-entropy.
 
@@ -279,33 +145,3 @@ class Classifier(ClassifierBase):
         if network == "cnn":
             return CNN(**shape, channels=self.hparams["channels"], filters=self.hparams["filters"])
         raise ValueError(f"network must be 'mlp', 'cnn' or a torch.nn.Module, got {network!r}")
-
-
-def confusion_figure(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
-    """Draw a confusion matrix: colour is the share of a true class, the number is the count.
-
-    Args:
-        counts: Items by true class (row) and predicted class (column), shape ``(classes, classes)``.
-        names: Names of the classes; numbers if None.
-
-    Returns:
-        A figure of its own, not registered with pyplot.
-    """
-    from matplotlib.figure import Figure
-
-    classes = len(counts)
-    labels = [str(name) for name in names] if names else [str(k) for k in range(classes)]
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    side = min(max(4.0, 0.5 * classes + 2), 20.0)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
-    axes.set_xticklabels(labels, rotation=0 if max(map(len, labels)) < 4 else 90)
-    axes.set_yticklabels(labels)
-    if classes <= 25:  # beyond that the numbers are no longer readable
-        for i, j in counts.nonzero().tolist():
-            colour = "white" if shares[i, j] > 0.5 else "black"
-            axes.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=colour, fontsize=8)
-    return figure

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from framework.optimizers import fuse
 from framework.text.batch import PieceBatch
 from framework.text.encoders import Frozen, freeze_encoder, make_encoder, positions, read_config
-from modules.classifier import ClassifierBase
+from modules._classification import ClassifierBase
 
 Pool = Literal["mean", "first"]
 

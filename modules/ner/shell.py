@@ -15,7 +15,7 @@ from framework.active.decisions import Decisions
 from framework.optimizers import fuse
 from framework.text.batch import TokenBatch
 from framework.text.tags import split_tag
-from modules.classifier import confusion_figure
+from modules._classification import confusion_figure
 from modules.ner.decoders import Decoder, labelled_sentences
 from modules.ner.figures import scores_figure
 from modules.ner.span_f1 import SpanF1

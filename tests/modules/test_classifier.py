@@ -15,7 +15,8 @@ from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from modules.classifier import CNN, MLP, Classifier, confusion_figure
+from modules._classification import confusion_figure
+from modules.classifier import CNN, MLP, Classifier
 
 
 def quiet(**kwargs) -> Trainer:
