@@ -181,8 +181,10 @@ class Sentences(ClassificationData):
     @cached_property
     def lines(self) -> dict[str, Lines]:
         """What the file of each part holds; read once, when first needed."""
-        lines = {part: read_lines(file) for part, file in self._files().items()}
+        files = self._files()
+        lines = {part: read_lines(file) for part, file in files.items()}
         if "more" in lines:
+            self._numbers(lines["more"], files["more"])  # here, where a row is still the file's
             more, train = lines.pop("more"), lines["train"]
             lines["train"] = Lines(train.labels + more.labels, train.texts + more.texts)
         return lines
@@ -259,15 +261,19 @@ class Sentences(ClassificationData):
 
     def _texts(self, lines: Lines, file: Path) -> LabelledTexts:
         """The sentences of a file, its labels as classes."""
+        targets = torch.tensor(self._numbers(lines, file), dtype=torch.int64)
+        rows = torch.arange(len(targets))
+        return LabelledTexts(lines.texts, targets, rows, self.tokenizer, self.hparams["max_pieces"])
+
+    def _numbers(self, lines: Lines, file: Path) -> list[int]:
+        """The class of each sentence; -1 for none."""
         names = self.class_names
         labels = names if self.hparams["data"] is None else [str(number) for number in range(len(names))]
         numbers = {label: number for number, label in enumerate(labels)} | {"": -1}
         for row, label in enumerate(lines.labels, 1):
             if label not in numbers:
                 raise ValueError(f"{file}:{row}: unknown label {label!r}, known are {', '.join(labels)}")
-        targets = torch.tensor([numbers[label] for label in lines.labels], dtype=torch.int64)
-        rows = torch.arange(len(targets))
-        return LabelledTexts(lines.texts, targets, rows, self.tokenizer, self.hparams["max_pieces"])
+        return [numbers[label] for label in lines.labels]
 
     def _files(self) -> dict[str, Path]:
         p = self.hparams

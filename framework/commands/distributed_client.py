@@ -30,7 +30,7 @@ class DistributedClient:
     the ranks read it, and rank 0 writes the answer.
 
     Args:
-        values: The merged configuration, as JSON, with ``trainer.devices`` as they are to be.
+        values: The merged configuration, as YAML, with ``trainer.devices`` as they are to be.
         devices: How many.
         single: The client on one device.
     """

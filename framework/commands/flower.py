@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -127,7 +128,7 @@ def client_of(values: str, fingerprint: str = "") -> Client:
     """The clients of this process, made when first asked for.
 
     Args:
-        values: The merged configuration, as JSON.
+        values: The merged configuration, as YAML.
         fingerprint: See :func:`fingerprint`.
     """
     from framework.commands.distributed_client import DistributedClient, devices_of  # it needs ClientCLI
@@ -144,10 +145,10 @@ def client_configuration(values: str) -> Configuration:
     """Make this process a client's: with its threads, and without what Lightning says of a trainer for each message.
 
     Args:
-        values: The merged configuration, as JSON.
+        values: The merged configuration, as YAML.
     """
     configuration = Configuration("federate")
-    configuration.values = json.loads(values)
+    configuration.values = yaml.safe_load(values)
     if configuration.values.get("threads") is not None:
         torch.set_num_threads(int(configuration.values["threads"]))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -157,13 +158,22 @@ def client_configuration(values: str) -> Configuration:
     return configuration
 
 
+def text_of(configuration: Configuration) -> str:
+    """The merged configuration for another process; as YAML, whose keys may be numbers.
+
+    Args:
+        configuration: The merged layers.
+    """
+    return str(yaml.safe_dump(configuration.values, sort_keys=False))
+
+
 def pickled_app(configuration: Configuration) -> ClientApp:
     """An app that other processes of this machine, or of machines with the same files, can unpickle.
 
     Args:
         configuration: The merged layers.
     """
-    return app_of(partial(_of_text, json.dumps(configuration.values)))
+    return app_of(partial(_of_text, text_of(configuration)))
 
 
 def _of_text(values: str, context: Context) -> Client:
@@ -179,7 +189,7 @@ def _of_run(context: Context) -> Client:
         if key in {"-c", "--config"}:
             raise ConfigurationError(f"{ARGUMENTS} of a node take no layers (-c), only keys, got {own!r}")
         shared.override(key.removeprefix("--"), value)
-    return client_of(json.dumps(shared.values), agreed)
+    return client_of(text_of(shared), agreed)
 
 
 def _configuration(run_config: Mapping[str, Any]) -> Configuration:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import make_tiny
@@ -189,6 +191,16 @@ def test_the_extra_file_of_ag_news_trains_or_validates(tiny):
     assert sorted(map(len, (make(tiny, extra="train").train, make(tiny, extra="train").val))) == [18, 142]
     data, extra = make(tiny, extra="val"), lines(tiny, "ag_news/extra")
     assert (len(data.train), data.val.texts) == (120, [text for _, text in extra])
+
+
+def test_an_unknown_label_is_told_by_the_row_of_its_own_file(tiny, tmp_path):
+    shutil.copytree(tiny / "ag_news", tmp_path / "ag_news")
+    (file,) = (tmp_path / "ag_news").glob("extra*")
+    rows = gzip.decompress(file.read_bytes()).decode().splitlines()
+    rows[6] = "9" + rows[6][1:]
+    file.write_bytes(gzip.compress("\n".join(rows).encode()))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}:7: unknown label '9', known are 0, 1, 2, 3"):
+        make(tiny, extra="train", data_dir=str(tmp_path))
 
 
 # -- own files --------------------------------------------------------------------------------------------------------

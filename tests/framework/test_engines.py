@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from framework.cli import main, run
-from framework.commands.flower import client_of
+from framework.commands.flower import client_of, text_of
 from framework.configuration import Configuration, pairs
 from framework.federated import wire
 from framework.federated.grid import SerialGrid
@@ -104,7 +104,7 @@ def test_a_client_on_two_devices_takes_the_steps_of_one_with_twice_the_batch(pro
     SerialGrid(ClientApp(), 1)  # messages are made in somebody's name
 
     def client(more=""):
-        return client_of(json.dumps(Configuration.of("federate", pairs(f"{arguments} {more}".split())).values))
+        return client_of(text_of(Configuration.of("federate", pairs(f"{arguments} {more}".split()))))
 
     one, two = client(), client("--trainer.devices 2 --trainer.strategy ddp")
     state = {"layer.weight": torch.zeros(1, 4), "layer.bias": torch.zeros(1)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -84,8 +83,19 @@ def test_the_fingerprint_is_of_what_changes_the_weights(project, arguments, same
 
 def test_a_client_takes_a_configuration_with_callbacks_that_only_a_fit_needs(importable):
     given = configuration("--trainer.callbacks+", "ModelCheckpoint")
-    client = flower.client_of(json.dumps(given.values))
+    client = flower.client_of(flower.text_of(given))
     assert not client._workplace.callbacks
+
+
+def test_numbers_as_keys_reach_the_clients(importable):
+    given = configuration()
+    given.values["model"]["init_args"] |= {
+        "of": {0: "a", 1: None},
+        "small": 1e-05,
+        "text": "1e-05",
+        "endless": float("inf"),
+    }
+    assert flower.client_configuration(flower.text_of(given)).values == given.values
 
 
 @pytest.mark.parametrize(
