@@ -1,0 +1,369 @@
+"""DP-SGD in the ``fit`` of any LightningModule: the callback that puts sampling, gradients and accounting together."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from opacus.accountants import IAccountant
+
+from framework.loaders import Stage, StageCallback, TrainPath, World
+from framework.loaders.stages import SLOTS
+from framework.privacy import checks
+from framework.privacy.accounting import (
+    epsilon_spent,
+    history_to_lists,
+    load_history,
+    make_accountant,
+    noise_multiplier,
+    steps_taken,
+    steps_within,
+)
+from framework.privacy.gradients import PrivateGradients
+from framework.privacy.pieces import PiecewiseStep, piece_sizes
+from framework.privacy.sampling import PoissonBatches, PoissonSampler
+from framework.seeding import derive
+
+
+class DPSGD(StageCallback):
+    """Train with differential privacy for examples, whatever the module and the data.
+
+    Batches become Poisson samples of the train data, the gradient of every example is clipped, and noise is added to
+    their sum before the module's own optimiser sees it. The accountant counts each step before it is made; training
+    stops where one more would pass the budget. Module, state dict and optimiser are as before after ``fit``.
+
+    Put it in front of callbacks that change gradients in ``on_before_optimizer_step``: they then see private ones.
+
+    Args:
+        epsilon: The budget. Without ``noise_multiplier`` the noise is solved for it and for the steps that the trainer
+            plans. None sets no budget, and needs ``noise_multiplier``.
+        delta: Probability with which the guarantee may fail, in (0, 1); less than 1 / (number of examples).
+        noise_multiplier: Standard deviation of the noise in units of ``max_grad_norm``, at least 0.
+        max_grad_norm: Norm to which the gradient of an example is clipped, positive; with ``per_layer`` it may be a
+            list, one for each tensor.
+        accountant: ``prv``, ``rdp`` or ``classic_rdp``, or an accountant of Opacus with what has been spent on these
+            data before.
+        batch_size: Expected size of a batch, over all processes. None for the train loader's.
+        clipping: ``flat``, ``per_layer`` or ``adaptive``.
+        grad_sample_mode: ``hooks`` stores the gradient of every example; ``ghost`` only their norms, for large models.
+        max_physical_batch: The most examples in memory at a time; None for the whole batch.
+        loss_reduction: How the module's loss comes from those of examples: ``mean`` or ``sum``.
+        fix: Whether to replace layers that cannot be private, such as BatchNorm by GroupNorm.
+        check_loss: Whether to try, on a few examples, that the loss treats them apart.
+        log_epsilon: Whether to log ``privacy/epsilon`` after every epoch.
+        seed: Seed of batches and noise. Whoever knows it can take the noise off again, so None, which asks the
+            operating system, is the only choice with a guarantee.
+        target_quantile: Share of examples that ``adaptive`` leaves unclipped, in (0, 1).
+        clip_learning_rate: How fast ``adaptive`` follows it, positive.
+
+    Attributes:
+        accountant: What has been spent.
+
+    Raises:
+        ValueError: If an argument is out of range; before training, if trainer, module or data do not go with it.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        delta: float = 1e-5,
+        noise_multiplier: float | None = None,
+        max_grad_norm: float | list[float] = 1.0,
+        accountant: str | IAccountant = "prv",
+        batch_size: int | None = None,
+        clipping: str = "flat",
+        grad_sample_mode: str = "hooks",
+        max_physical_batch: int | None = None,
+        loss_reduction: str = "mean",
+        fix: bool = False,
+        check_loss: bool = True,
+        log_epsilon: bool = True,
+        seed: int | None = None,
+        target_quantile: float = 0.5,
+        clip_learning_rate: float = 0.2,
+    ) -> None:
+        super().__init__()
+        checks.check_arguments(
+            epsilon=epsilon,
+            delta=delta,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            batch_size=batch_size,
+            clipping=clipping,
+            grad_sample_mode=grad_sample_mode,
+            max_physical_batch=max_physical_batch,
+            loss_reduction=loss_reduction,
+            seed=seed,
+            target_quantile=target_quantile,
+            clip_learning_rate=clip_learning_rate,
+        )
+        self.epsilon, self.delta, self.noise_multiplier = epsilon, delta, noise_multiplier
+        self.max_grad_norm, self.clipping, self.grad_sample_mode = max_grad_norm, clipping, grad_sample_mode
+        self.batch_size, self.max_physical_batch, self.loss_reduction = batch_size, max_physical_batch, loss_reduction
+        self.fix, self.check_loss, self.log_epsilon, self.seed = fix, check_loss, log_epsilon, seed
+        self.target_quantile, self.clip_learning_rate = target_quantile, clip_learning_rate
+        self.accountant = make_accountant(accountant) if isinstance(accountant, str) else accountant
+        self._given_noise = noise_multiplier is not None
+        self._secret = seed
+        self._noise_state: torch.Tensor | None = None
+        self._clip_norm: float | None = None
+        self._gradients: PrivateGradients | None = None
+        self._generator: torch.Generator | None = None
+        self._piecewise: PiecewiseStep | None = None
+        self._left = math.inf  # steps that the budget allows, where it allows fewer than are planned
+        self._due = False  # a step has begun, and its gradient is not private yet
+
+    @property
+    def sampler(self) -> PoissonSampler:
+        """Where batches come from; from the first train loader on."""
+        if self._stage.sampler is None:
+            raise RuntimeError("there are no Poisson batches before fit")
+        return self._stage.sampler
+
+    @property
+    def _stage(self) -> PoissonBatches:
+        if not isinstance(self.stage, PoissonBatches):
+            raise RuntimeError("there are no Poisson batches before fit")
+        return self.stage
+
+    @property
+    def epsilon_spent(self) -> float:
+        """What has been spent so far, at ``delta``."""
+        return epsilon_spent(self.accountant, self.delta)
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.fix:
+            for line in checks.fix_model(pl_module):
+                rank_zero_info(f"{type(self).__name__} replaces {line}")
+        if stage != "fit":
+            return
+        checks.check_trainer(trainer, pl_module, self.clipping == "adaptive", self.max_physical_batch is not None)
+        checks.check_model(pl_module)
+        if self.noise_multiplier is None and trainer.max_steps == -1 and trainer.max_epochs == -1:
+            raise ValueError(
+                "trainer.max_epochs or trainer.max_steps must be set for the noise to be solved from epsilon: it "
+                "depends on the number of steps; or give noise_multiplier"
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def make_stage(self, path: TrainPath, trainer: Trainer, pl_module: LightningModule) -> Stage:
+        return PoissonBatches(self.batch_size, self.max_physical_batch)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._path is None:
+            raise RuntimeError("setup has not been called")
+        changing = [stage for stage in self._path.stages if stage.changes and stage.slot in SLOTS[:-1]]
+        if changing:
+            raise ValueError(
+                f"{type(self).__name__} does not go with {type(changing[0]).__name__} of the train loader: what is "
+                "chosen for training by looking at the data is not accounted for"
+            )
+        optimizer = checks.check_optimizers(pl_module, trainer.optimizers)
+        world = World(trainer.global_rank, trainer.world_size)
+        loader = self._path.build(before="sampler")
+        size = self._stage.expected_size(loader, world)
+        items = len(loader.dataset)  # type: ignore[arg-type]
+        if self.delta >= 1 / items:
+            rank_zero_warn(
+                f"delta={self.delta} is not below 1 / {items}, the number of train examples: a mechanism that gives "
+                "one of them away could have it"
+            )
+        if self.check_loss:
+            checks.check_items(pl_module, loader, self.loss_reduction, self.grad_sample_mode)
+        if self._secret is None:
+            self._secret = int(trainer.strategy.broadcast(secrets.randbelow(checks.SEEDS)))
+        self._stage.start(self._secret, steps_taken(self.accountant))
+        self._generator = self._noise_generator(pl_module.device)
+        self._gradients = PrivateGradients(
+            pl_module,
+            optimizer,
+            noise_multiplier=self.noise_multiplier or 0.0,
+            max_grad_norm=self.max_grad_norm,
+            batch_size=size,
+            clipping=self.clipping,
+            mode=self.grad_sample_mode,
+            loss_reduction=self.loss_reduction,
+            generator=self._generator,
+            world=world,
+            quantile=self.target_quantile,
+            clip_learning_rate=self.clip_learning_rate,
+        )
+        if self._clip_norm is not None and self.clipping == "adaptive":
+            self._gradients.private.max_grad_norm = self._clip_norm
+        if self.max_physical_batch is not None:
+            self._piecewise = PiecewiseStep(pl_module, self._pieces, self._gradients.expect, self._gradients.accumulate)
+
+    def _noise_generator(self, device: torch.device) -> torch.Generator:
+        """One that goes on where the noise so far has ended, so that none is ever used twice."""
+        generator = torch.Generator(device)
+        state = self._noise_state
+        if state is not None and len(state) == len(generator.get_state()):
+            generator.set_state(state)
+        elif self.seed is not None:
+            generator.manual_seed(derive(self.seed, "noise", steps_taken(self.accountant)))
+        else:  # a first fit, or one on another kind of device than the checkpoint's
+            generator.manual_seed(secrets.randbelow(checks.SEEDS))
+        return generator
+
+    # -- the course of training ---------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        planned = self._planned(trainer)
+        if self.noise_multiplier is None:
+            if self.epsilon is None or planned is None:
+                raise RuntimeError("setup has not been called")
+            if self.accountant.history:
+                raise ValueError(
+                    f"epsilon={self.epsilon} cannot be solved for: {steps_taken(self.accountant)} steps have been "
+                    "accounted for already; give noise_multiplier"
+                )
+            rate = self.sampler.rate
+            kind = self.accountant.mechanism()
+            found = noise_multiplier(self.epsilon, self.delta, rate, planned, kind) if trainer.is_global_zero else 0.0
+            self.noise_multiplier = float(trainer.strategy.broadcast(found))
+            rank_zero_info(
+                f"{type(self).__name__}: noise multiplier {self.noise_multiplier:.4g} for epsilon={self.epsilon} at "
+                f"delta={self.delta} ({kind}), {planned} steps, sampling rate {rate:.4g}"
+            )
+        self._private.noise_multiplier = self.noise_multiplier
+        self._left = math.inf
+        if self.epsilon is None:
+            return
+        allowed = steps_within(
+            self.accountant, self.noise_multiplier, self.sampler.rate, self.epsilon, self.delta, planned
+        )
+        if allowed == planned:
+            return
+        self._left = allowed
+        least = max(trainer.fit_loop.min_steps or 0, (trainer.fit_loop.min_epochs or 0) * len(self.sampler))
+        if least > trainer.global_step + allowed:
+            raise ValueError(
+                f"trainer.min_steps and min_epochs ask for {least} steps, of which the budget epsilon={self.epsilon} "
+                f"allows {trainer.global_step + allowed}"
+            )
+        rank_zero_info(
+            f"{type(self).__name__}: epsilon={self.epsilon} allows {allowed} more steps"
+            + ("" if planned is None else f" of the {planned} planned")
+        )
+        trainer.should_stop = trainer.should_stop or allowed == 0
+
+    def _planned(self, trainer: Trainer) -> int | None:
+        """Steps that the trainer has yet to make; None if it goes on until something stops it."""
+        batches, loop = int(trainer.num_training_batches), trainer.fit_loop
+        counts = []
+        if trainer.max_steps != -1:
+            counts.append(trainer.max_steps - trainer.global_step)
+        if trainer.max_epochs not in (-1, None):
+            done = loop.epoch_progress.current.processed * batches  # type: ignore[attr-defined]  # of whole epochs
+            within = loop.epoch_loop.batch_progress.current.ready if loop.epoch_loop.restarting else 0
+            counts.append(int(trainer.max_epochs) * batches - done - (within if within < batches else 0))
+        return max(min(counts), 0) if counts else None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        loader: Any = trainer.train_dataloader
+        if not isinstance(loader.batch_sampler, PoissonSampler):
+            raise RuntimeError(
+                f"the trainer trains on batches of {type(loader.batch_sampler).__name__}, and the accountant counts "
+                "Poisson samples"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._left <= 0:
+            raise RuntimeError(f"one more step would pass epsilon={self.epsilon}, and the trainer goes on")
+        self._private.begin()
+        self._private.expect(self._pieces()[0])
+        self._due = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not self._due:
+            raise RuntimeError(f"{type(pl_module).__name__} makes several optimizer steps of one batch")
+        self._due = False
+        private, sampler = self._private, self.sampler
+        private.accumulate(self._pieces()[-1], counts=sampler.size(steps_taken(self.accountant)) > 0)
+        self.accountant.step(noise_multiplier=private.noise_multiplier, sample_rate=sampler.rate)
+        self._stage.start(sampler.seed, steps_taken(self.accountant))
+        private.finish()
+        self._left -= 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._due:
+            raise RuntimeError(
+                f"{type(pl_module).__name__} has not stepped through Lightning's optimizer_step, so no noise was added "
+                "and no step was counted"
+            )
+        if self._left == 0:
+            rank_zero_info(f"{type(self).__name__} stops: the next step would pass epsilon={self.epsilon}")
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.log_epsilon:
+            pl_module.log(
+                "privacy/epsilon", self.epsilon_spent, prog_bar=True, batch_size=1, sync_dist=trainer.world_size > 1
+            )
+
+    def _pieces(self) -> list[int]:
+        """Numbers of examples in the pieces of the present batch; 1 for what stands in for an empty one."""
+        items = max(self.sampler.size(steps_taken(self.accountant)), 1)
+        return [items] if self.max_physical_batch is None else piece_sizes(items, self.max_physical_batch)
+
+    @property
+    def _private(self) -> PrivateGradients:
+        if self._gradients is None:
+            raise RuntimeError(f"{type(self).__name__} is not attached: on_fit_start has not been called")
+        return self._gradients
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.stage is None:
+            return {}
+        self._remember()
+        return {
+            "history": history_to_lists(self.accountant),
+            "noise_multiplier": self.noise_multiplier,
+            "clip_norm": self._clip_norm,
+            "noise_state": self._noise_state,
+            "seed": self._secret,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._path is None or not state_dict:
+            return  # validate, test and predict restore callbacks, too
+        load_history(self.accountant, state_dict["history"])
+        if not self._given_noise:
+            self.noise_multiplier = state_dict["noise_multiplier"]
+        self._clip_norm, self._noise_state = state_dict["clip_norm"], state_dict["noise_state"]
+        self._secret = state_dict["seed"]
+
+    def _remember(self) -> None:
+        if self._generator is not None:
+            self._noise_state = self._generator.get_state().clone()
+        if self._gradients is not None and self.clipping == "adaptive":
+            self._clip_norm = self._gradients.max_grad_norm
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach(pl_module)
+        super().teardown(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._detach(pl_module)
+        super().on_exception(trainer, pl_module, exception)
+
+    def _detach(self, pl_module: LightningModule) -> None:
+        if self._gradients is None:
+            return
+        self._remember()
+        self._gradients.detach()
+        self._gradients = self._generator = None
+        if self._piecewise is not None:
+            self._piecewise.undo()
+            self._piecewise = None

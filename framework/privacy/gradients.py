@@ -1,0 +1,382 @@
+"""From the gradients of single examples to one gradient that is clipped and noisy, by means of Opacus."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
+from opacus.optimizers import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from framework.loaders.stages import World
+
+# The first layer's inputs need no gradient, and its weights' are all that is asked for.
+warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
+
+CLIPPINGS = ("flat", "per_layer", "adaptive")
+"""What is clipped: the whole gradient of an example, each tensor of it, the whole to a norm that follows a quantile."""
+MODES = ("hooks", "ghost")
+"""How gradients of examples are taken: stored as such, or only their norms."""
+
+
+class AdaptiveClip(AdaClipDPOptimizer):  # type: ignore[misc,unused-ignore]
+    """Adaptive clipping (Andrew et al. 2021) whose clipping norm is private under Poisson sampling.
+
+    Opacus divides the noisy count by the true number of examples of the batch, which is itself private, and fails where
+    that is zero. Here each example counts +1/2 or -1/2, as theorem 1 of the paper has it, and the noisy sum is divided
+    by the expected batch size.
+    """
+
+    max_grad_norm: float
+
+    def update_max_grad_norm(self) -> None:
+        share = (float(self.unclipped_num) - self.sample_size / 2) / self.expected_batch_size + 0.5
+        norm = self.max_grad_norm * math.exp(-self.clipbound_learning_rate * (share - self.target_unclipped_quantile))
+        self.max_grad_norm = min(max(norm, self.min_clipbound), self.max_clipbound)
+
+
+class _Named:
+    """Says which layer it is that no gradient per example can be taken of."""
+
+    _module: nn.Module
+
+    def capture_backprops_hook(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().capture_backprops_hook(module, *args, **kwargs)  # type: ignore[misc]
+        except (AttributeError, IndexError, RuntimeError, TypeError) as cause:
+            name = next((name for name, each in self._module.named_modules() if each is module), "a layer")
+            raise ValueError(
+                f"{name} ({type(module).__name__}) of {type(self._module).__name__} has no gradient per example in "
+                f"Opacus: {str(cause).partition(chr(10))[0]}"
+            ) from cause
+
+
+class ExampleHooks(_Named, GradSampleHooks):  # type: ignore[misc,unused-ignore]
+    """The gradients of examples, as Opacus takes them."""
+
+
+class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[misc,unused-ignore]
+    """Norms of the gradients of examples, and their clipped sum, without the gradients themselves.
+
+    Opacus' ghost clipping takes the clipped sum by a second backward pass, for which it needs the loss of each example.
+    Here what the first pass met is kept (inputs and output gradients of every layer: book-keeping, Bu et al. 2023), and
+    the sum is a product of the two, so that a module need not give more than its loss. Layers other than Linear and
+    Embedding have their gradients of examples computed, one layer at a time.
+
+    Args:
+        module: The module.
+        loss_reduction: ``mean`` or ``sum``: how the module's loss comes from the losses of examples.
+    """
+
+    def __init__(self, module: nn.Module, loss_reduction: str) -> None:
+        self.kept: list[tuple[nn.Module, list[Tensor], Tensor]] = []
+        super().__init__(module, loss_reduction=loss_reduction, strict=True)
+
+    def capture_activations_hook(self, module: nn.Module, forward_input: Any, _forward_output: Any) -> None:
+        try:
+            super().capture_activations_hook(module, forward_input, _forward_output)
+        except NotImplementedError as cause:
+            raise ValueError(
+                f"grad_sample_mode: ghost cannot serve weights that are used twice in a step, as those of a "
+                f"{type(module).__name__} are: set grad_sample_mode to hooks"
+            ) from cause
+
+    def capture_backprops_hook(
+        self, module: nn.Module, _forward_input: Any, forward_output: Any, loss_reduction: str, batch_first: bool
+    ) -> None:
+        if not self.hooks_enabled:
+            return
+        layer: Any = module
+        outputs = forward_output[0].detach()
+        inputs = layer.activations[-1]
+        if type(module) is nn.Linear and outputs.dim() > 3:  # Opacus takes norms of up to three dimensions only
+            inputs = layer.activations[-1] = [inputs[0].flatten(1, -2)]
+            outputs = outputs.flatten(1, -2)
+        super().capture_backprops_hook(module, _forward_input, (outputs,), loss_reduction, batch_first)
+        self.kept.append((module, inputs, outputs))
+
+    def norms(self, items: int) -> list[Tensor]:
+        """Norms of the gradients of examples by tensor, each of shape ``(items,)``; they are forgotten."""
+        found = []
+        for weight in self.trainable_parameters:
+            norm = getattr(weight, "_norm_sample", None)
+            if norm is not None:
+                del weight._norm_sample
+                found.append(norm)
+        return found or [torch.zeros(items)]
+
+    def add_weighted(self, factors: Tensor) -> None:
+        """Add the sum of the gradients of examples, each times its factor, to ``summed_grad``; all is forgotten.
+
+        Args:
+            factors: Of shape ``(items,)``.
+        """
+        for module, inputs, outputs in self.kept:
+            weights = factors.to(outputs) * (len(factors) if self.loss_reduction == "mean" else 1)
+            outputs = outputs * weights.view(-1, *[1] * (outputs.dim() - 1))
+            for weight, total in self._sums(module, inputs, outputs).items():
+                if weight.requires_grad:
+                    total = total.to(weight.dtype)
+                    weight.summed_grad = total if weight.summed_grad is None else weight.summed_grad + total
+        self.kept.clear()
+
+    def _sums(self, module: nn.Module, inputs: list[Tensor], outputs: Tensor) -> dict[Any, Tensor]:
+        """Gradients of a layer's weights, summed over examples."""
+        if type(module) is nn.Linear:
+            rows = outputs.flatten(0, -2)
+            sums = {module.weight: rows.T @ inputs[0].to(outputs.dtype).flatten(0, -2)}
+            return sums if module.bias is None else {**sums, module.bias: rows.sum(0)}
+        if type(module) is nn.Embedding:
+            # With the row of padding_idx, as in Opacus' gradients of examples.
+            rows = outputs.reshape(-1, module.embedding_dim)
+            flat = torch.zeros_like(module.weight, dtype=outputs.dtype)
+            return {module.weight: flat.index_add_(0, inputs[0].reshape(-1), rows)}
+        sampler = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
+        return {weight: each.sum(0) for weight, each in sampler(module, inputs, outputs).items()}
+
+
+class PrivateGradients:
+    """Puts one noisy gradient in the place of what a backward pass left in ``grad``.
+
+    Takes the gradients of examples while it is attached, by hooks that leave the names of weights as they are::
+
+        gradients.begin()
+        gradients.expect(items)        # for each piece of the batch: before forward and backward,
+        gradients.accumulate(items)    # and behind them: clip, and add up
+        gradients.finish()             # once: noise, sum over processes, into grad
+
+    Args:
+        module: The module, in training mode; every layer with trainable weights is to see examples along the first
+            dimension of its inputs.
+        optimizer: Its optimiser, which is left as it is.
+        noise_multiplier: Standard deviation of the noise in units of the clipping norm, at least 0.
+        max_grad_norm: The norm to which the gradient of an example is clipped. With ``per_layer`` either one number,
+            shared out so that the norm of the whole is at most that, or one for each tensor.
+        batch_size: Expected number of examples in a batch, over all processes.
+        clipping: One of :data:`CLIPPINGS`.
+        mode: One of :data:`MODES`.
+        loss_reduction: ``mean`` or ``sum``.
+        generator: Draws the noise, on the device of the weights.
+        world: Which process this is; noise is drawn on rank 0.
+        quantile: Share of examples that ``adaptive`` leaves unclipped, in (0, 1).
+        clip_learning_rate: How fast ``adaptive`` follows it, positive.
+
+    Raises:
+        ValueError: If a layer has buffers beside its trainable weights, so that its gradients cannot be taken.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float | list[float],
+        batch_size: int,
+        clipping: str = "flat",
+        mode: str = "hooks",
+        loss_reduction: str = "mean",
+        generator: torch.Generator | None = None,
+        world: World = World(),  # noqa: B008
+        quantile: float = 0.5,
+        clip_learning_rate: float = 0.2,
+    ) -> None:
+        self.module, self.world, self.loss_reduction = module, world, loss_reduction
+        self.names = {weight: name for name, weight in module.named_parameters()}
+        try:
+            if mode == "ghost":
+                self.hooks: GradSampleHooks = GhostHooks(module, loss_reduction)
+            else:
+                self.hooks = ExampleHooks(module, loss_reduction=loss_reduction, strict=True)
+        except NotImplementedError as cause:
+            layers = [
+                f"{name} ({type(layer).__name__})"
+                for name, layer in module.named_modules()
+                if any(w.requires_grad for w in layer.parameters(recurse=False)) and list(layer.buffers())
+            ]
+            raise ValueError(
+                f"{', '.join(layers)} of {type(module).__name__} keeps buffers beside trainable weights, which no "
+                "gradient per example covers: move them to a layer without weights, or freeze its weights"
+            ) from cause
+        options: dict[str, Any] = {
+            "noise_multiplier": noise_multiplier,
+            "expected_batch_size": batch_size,
+            "loss_reduction": loss_reduction,
+            "generator": generator,
+        }
+        self.private: DPOptimizer
+        if clipping == "per_layer":
+            count = sum(weight.requires_grad for group in optimizer.param_groups for weight in group["params"])
+            norms = max_grad_norm if isinstance(max_grad_norm, list) else [max_grad_norm / math.sqrt(count)] * count
+            if len(norms) != count:
+                raise ValueError(f"max_grad_norm must be one number or {count}, one for each tensor, got {len(norms)}")
+            self.private = DPPerLayerOptimizer(optimizer, max_grad_norm=norms, **options)
+        elif clipping == "adaptive":
+            start = float(max_grad_norm)  # type: ignore[arg-type]
+            self.private = AdaptiveClip(
+                optimizer,
+                max_grad_norm=start,
+                target_unclipped_quantile=quantile,
+                clipbound_learning_rate=clip_learning_rate,
+                max_clipbound=1e3 * start,
+                min_clipbound=1e-3 * start,
+                # The paper's twentieth of the batch; not below the noise multiplier, or little would be left for
+                # the gradients.
+                unclipped_num_std=max(batch_size / 20, noise_multiplier),
+                **options,
+            )
+        else:
+            self.private = DPOptimizer(optimizer, max_grad_norm=max_grad_norm, **options)
+        self._items = 1
+        self._sharing = [
+            layer.register_forward_pre_hook(self._share_rows)
+            for layer in module.modules()
+            if isinstance(layer, nn.Embedding) and layer.weight.requires_grad
+        ]
+        self.ghost = self.hooks if isinstance(self.hooks, GhostHooks) else None
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise in units of the clipping norm."""
+        return float(self.private.noise_multiplier)
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        self.private.noise_multiplier = value
+        if isinstance(self.private, AdaptiveClip):
+            self.private.unclipped_num_std = max(self.private.expected_batch_size / 20, value)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The clipping norm of the whole gradient, which ``adaptive`` changes."""
+        return float(self.private.max_grad_norm)
+
+    def begin(self) -> None:
+        """Forget what an earlier step, or a pass outside of a step, has left."""
+        self._clear(sums=True)
+
+    def expect(self, items: int) -> None:
+        """Say over how many examples the next pass is.
+
+        Args:
+            items: Their number, at least 1.
+        """
+        self._items = items
+
+    def _share_rows(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Positions that a module looks up once for all examples are looked up for each, so that each has a gradient.
+
+        The rows are then added to something of each example, to which it makes no difference.
+        """
+        rows = inputs[0]
+        if not (layer.training and torch.is_grad_enabled() and rows.dim() > 1 and len(rows) == 1 < self._items):
+            return None
+        return rows.expand(self._items, *rows.shape[1:]).contiguous(), *inputs[1:]
+
+    def accumulate(self, items: int, counts: bool = True) -> None:
+        """Clip the gradients of the examples of a backward pass, and add them to those of the batch.
+
+        Args:
+            items: Number of examples that the pass was over.
+            counts: Whether they are part of the batch; False for what stands in for an empty one.
+
+        Raises:
+            ValueError: If the gradients are not those of ``items`` examples.
+        """
+        if counts:
+            self._check(items)
+            with torch.no_grad():
+                if self.ghost is not None:
+                    norms = torch.stack([norm.to(self.device) for norm in self.ghost.norms(items)]).norm(2, dim=0)
+                    self.ghost.add_weighted((self.private.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
+                else:
+                    self.private.clip_and_accumulate()
+        self._clear(sums=False)
+
+    def finish(self) -> None:
+        """Add the noise, sum over processes, and leave the result in ``grad``."""
+        for weight in self.private.params:
+            if weight.summed_grad is None:
+                weight.summed_grad = torch.zeros_like(weight)
+        adaptive = isinstance(self.private, AdaptiveClip)
+        if adaptive:
+            self.private.unclipped_num = torch.as_tensor(self.private.unclipped_num, device=self.device)
+        with torch.no_grad():
+            if self.world.rank == 0:
+                self.private.add_noise()
+            else:
+                for weight in self.private.params:
+                    weight.grad = weight.summed_grad.view_as(weight)
+            for weight in self.private.params:
+                if self.world.size > 1:
+                    dist.all_reduce(weight.grad)
+                if self.loss_reduction == "mean":
+                    weight.grad /= self.private.expected_batch_size
+            if adaptive:
+                self.private.update_max_grad_norm()
+        self._clear(sums=True)
+
+    def detach(self) -> None:
+        """Take everything off the module again."""
+        self._clear(sums=True)
+        self.hooks.cleanup()
+        for handle in self._sharing:
+            handle.remove()
+        for layer in self.module.modules():
+            for name in ("activations", "max_batch_len"):
+                layer.__dict__.pop(name, None)
+        for weight in self.names:
+            weight.__dict__.pop("summed_grad", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.private.params[0].device
+
+    def _check(self, items: int) -> None:
+        """Refuse what is not one gradient per example; weights that had no part in the loss get zeros."""
+        for weight in self.private.params:
+            name = self.names.get(weight, "a weight")
+            if not hasattr(weight, "grad_sample"):
+                raise ValueError(f"{name} is trained but was not when fit began: no gradient per example is taken")
+            if hasattr(weight, "_current_grad_sample"):
+                raise ValueError(
+                    f"{name} was used more often in a step than the loss depends on it, so that its gradient per "
+                    "example is incomplete: leave out, or put under torch.no_grad(), what the loss does not need"
+                )
+            found = getattr(weight, "_norm_sample", None) if self.ghost is not None else weight.grad_sample
+            if isinstance(found, list):
+                raise ValueError(f"{name} got gradients of several backward passes in one: private training has one")
+            if found is None:
+                if self.ghost is None:
+                    weight.grad_sample = weight.new_zeros(items, *weight.shape)
+            elif len(found) != items:
+                raise ValueError(
+                    f"{name} has gradients of {len(found)} examples in a batch of {items}: its layer does not see "
+                    "examples along the first dimension, and a gradient per example cannot be clipped"
+                )
+
+    def _clear(self, sums: bool) -> None:
+        for weight in self.names:
+            if not weight.requires_grad or not hasattr(weight, "grad_sample"):
+                continue
+            weight.__dict__.update(grad_sample=None, _forward_counter=0)
+            for name in ("_current_grad_sample", "_norm_sample"):
+                weight.__dict__.pop(name, None)
+        for layer in self.module.modules():
+            layer.__dict__.pop("activations", None)
+            layer.__dict__.pop("max_batch_len", None)
+        if self.ghost is not None:
+            self.ghost.kept.clear()
+        if sums:
+            for weight in self.private.params:
+                weight.summed_grad = None
+            if isinstance(self.private, AdaptiveClip):
+                self.private.sample_size = self.private.unclipped_num = 0

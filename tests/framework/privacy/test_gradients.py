@@ -1,0 +1,219 @@
+"""Clipped and noisy gradients, against loops over single examples."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from framework.privacy.gradients import PrivateGradients
+
+
+class Text(nn.Module):
+    """A small transformer with an embedding for words, one for positions looked up once, and a convolution."""
+
+    def __init__(self, words=11, length=5, dim=8):
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, dim), nn.Embedding(length, dim)
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.norm, self.conv = nn.LayerNorm(dim), nn.Conv1d(dim, dim, 3, padding=1)
+        self.heads = nn.Linear(dim // 2, dim // 2)  # on four dimensions
+        self.out = nn.Linear(dim, 3)
+
+    def forward(self, x):
+        x = self.words(x) + self.places(torch.arange(x.shape[1])[None])
+        attention = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(2)
+        x = self.norm(x + attention @ self.value(x))
+        x = x + self.conv(x.transpose(1, 2)).transpose(1, 2)
+        x = x + self.heads(x.unflatten(2, (2, -1))).flatten(2)
+        return self.out(x.mean(1))
+
+
+class Image(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+        )
+
+
+def case(kind, items=7):
+    torch.manual_seed(0)
+    if kind == "text":
+        return Text(), torch.randint(0, 11, (items, 5)), torch.randint(0, 3, (items,))
+    return Image(), torch.randn(items, 1, 8, 8), torch.randint(0, 3, (items,))
+
+
+def clipped_sum(net, x, y, norm):
+    """The loop that stands for the definition: one example at a time, by plain autograd."""
+    total = [torch.zeros_like(weight) for weight in net.parameters()]
+    clipped = 0
+    for i in range(len(x)):
+        loss = nn.functional.cross_entropy(net(x[i : i + 1]), y[i : i + 1])
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        length = torch.cat([g.flatten() for g in grads]).norm()
+        clipped += bool(length > norm)
+        for t, g in zip(total, grads, strict=True):
+            t += g * min(1.0, float(norm / length))
+    return total, clipped
+
+
+def private(net, **options):
+    given = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "batch_size": 10, **options}
+    return PrivateGradients(net, torch.optim.SGD(net.parameters(), lr=0.1), **given)
+
+
+def run(gradients, net, x, y, pieces=1):
+    gradients.begin()
+    for a, b in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+        gradients.expect(len(a))
+        nn.functional.cross_entropy(net(a), b).backward()
+        gradients.accumulate(len(a))
+    gradients.finish()
+    return [weight.grad.clone() for weight in net.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_without_noise_it_is_the_mean_of_clipped_gradients(kind, mode, pieces):
+    net, x, y = case(kind)
+    norms = [clipped_sum(net, x[i : i + 1], y[i : i + 1], 1e9)[0] for i in range(len(x))]
+    middle = float(torch.stack([torch.cat([g.flatten() for g in n]).norm() for n in norms]).median())
+    expected, clipped = clipped_sum(net, x, y, middle)
+    assert 0 < clipped < len(x)
+    gradients = private(net.train(), mode=mode, max_grad_norm=middle)
+    for _ in range(2):  # nothing is left of the first time
+        for got, total in zip(run(gradients, net, x, y, pieces), expected, strict=True):
+            assert torch.allclose(got, total / 10, atol=1e-5 * middle, rtol=1e-4)
+
+
+def test_ghost_clipping_is_hooks_to_the_fifth_digit():
+    net, x, y = case("text")
+    results = []
+    for mode in ("hooks", "ghost"):
+        twin = copy.deepcopy(net)
+        results.append(torch.cat([g.flatten() for g in run(private(twin, mode=mode, max_grad_norm=0.3), twin, x, y)]))
+    assert (results[0] - results[1]).norm() <= 1e-5 * results[0].norm()
+
+
+def test_per_layer_clipping_bounds_every_tensor_and_the_whole():
+    net, x, y = case("image", items=1)
+    count = len(list(net.parameters()))
+    grads = run(private(net, clipping="per_layer", max_grad_norm=0.01, batch_size=1), net, x, y)
+    for grad in grads:
+        assert grad.norm() <= 0.01 / math.sqrt(count) * 1.001
+    assert torch.cat([g.flatten() for g in grads]).norm() <= 0.01 * 1.001
+    net, x, y = case("image", items=1)
+    grads = run(
+        private(net, clipping="per_layer", max_grad_norm=[1e-3] * (count - 1) + [1e-9], batch_size=1), net, x, y
+    )
+    assert grads[-1].norm() < 1e-8
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])
+def test_noise_has_the_energy_that_is_accounted_for(clipping):
+    net = nn.Linear(300, 100)
+    g = torch.Generator().manual_seed(1)
+    gradients = private(net, noise_multiplier=2.0, max_grad_norm=3.0, batch_size=20, clipping=clipping, generator=g)
+    gradients.begin()
+    gradients.finish()  # an empty batch: noise and nothing else
+    energy = sum(float(weight.grad.square().sum()) for weight in net.parameters())
+    expected = (2 * 3 / 20) ** 2 * (300 * 100 + 100)
+    if clipping == "adaptive":  # some of the budget pays for the count: theorem 1 of the paper
+        expected *= 1 / (1 - (2.0 / (2 * 2.0)) ** 2)
+    assert energy == pytest.approx(expected, rel=0.05)
+
+
+def test_adaptive_clipping_follows_the_quantile_and_survives_empty_batches():
+    net, x, y = case("image", items=40)
+    gradients = private(net, clipping="adaptive", batch_size=40, max_grad_norm=100.0, clip_learning_rate=0.5)
+    gradients.private.unclipped_num_std = 1e-3  # to see the rule without its noise
+    for _ in range(60):
+        run(gradients, net, x, y)
+    length = torch.stack([
+        torch.cat([g.flatten() for g in clipped_sum(net, x[i : i + 1], y[i : i + 1], 1e9)[0]]).norm() for i in range(40)
+    ])  # fmt: skip
+    assert gradients.max_grad_norm == pytest.approx(float(length.median()), rel=0.15)
+    before = gradients.max_grad_norm
+    gradients.begin()
+    gradients.finish()
+    assert gradients.max_grad_norm == pytest.approx(before, rel=1e-3)  # nobody voted
+
+
+def test_what_stands_in_for_an_empty_batch_counts_for_nothing():
+    net, x, y = case("image", items=1)
+    gradients = private(net)
+    gradients.begin()
+    nn.functional.cross_entropy(net(x), y).backward()
+    gradients.accumulate(1, counts=False)
+    gradients.finish()
+    assert all(not weight.grad.any() for weight in net.parameters())
+
+
+def test_nothing_is_left_on_the_module():
+    for mode in ("hooks", "ghost"):
+        net, x, y = case("text")
+        before = set(net.__dict__), {name: set(layer.__dict__) for name, layer in net.named_modules()}
+        gradients = private(net, mode=mode)
+        run(gradients, net, x, y)
+        net(x)  # a pass that nobody takes back
+        gradients.detach()
+        assert (set(net.__dict__), {name: set(layer.__dict__) for name, layer in net.named_modules()}) == before
+        assert all(not weight.__dict__ for weight in net.parameters())
+        assert not any(layer._forward_hooks or layer._backward_hooks for layer in net.modules())
+        copy.deepcopy(net)
+
+
+class Flattened(nn.Module):
+    """Words of all examples in one row, as taggers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+class Unused(nn.Module):
+    def __init__(self, twice=False):
+        super().__init__()
+        self.out, self.other, self.twice = nn.Linear(4, 3), nn.Linear(4, 3), twice
+
+    def forward(self, x):
+        self.out(x) if self.twice else self.other(x)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_gradients_that_are_not_of_examples_are_refused(mode):
+    net = Flattened()
+    gradients = private(net, mode=mode)
+    with pytest.raises(ValueError, match=r"out.weight has gradients of 10 examples in a batch of 2"):
+        run(gradients, net, torch.randn(2, 5, 4), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_weights_without_a_part_in_the_loss_get_noise_alone(mode):
+    net = Unused()
+    grads = run(private(net, mode=mode), net, torch.randn(4, 4), torch.zeros(4, dtype=torch.long))
+    assert [bool(g.any()) for g in grads] == [True, True, False, False]
+
+
+def test_weights_that_are_used_twice():
+    net = Unused(twice=True)
+    with pytest.raises(ValueError, match=r"out.weight was used more often in a step than the loss depends on it"):
+        run(private(net), net, torch.randn(4, 4), torch.zeros(4, dtype=torch.long))
+    net = Unused(twice=True)
+    with pytest.raises(ValueError, match="grad_sample_mode: ghost cannot serve weights that are used twice"):
+        run(private(net, mode="ghost"), net, torch.randn(4, 4), torch.zeros(4, dtype=torch.long))
+
+
+def test_buffers_beside_weights_are_refused_by_name():
+    net = nn.Sequential(nn.Linear(4, 3))
+    net[0].register_buffer("count", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"0 \(Linear\) of Sequential keeps buffers beside trainable weights"):
+        private(net)
