@@ -18,7 +18,11 @@ RUNS = {
     "predict": "predict with a checkpoint",
     "federate": "train by many clients, then test the best round",
 }
-COMMANDS = {**RUNS, "methods": "list the configurations and overlays there are"}
+COMMANDS = {
+    **RUNS,
+    "methods": "list the configurations and overlays there are",
+    "ettr": "estimate training under failures: effective time, checkpoint interval, failure rates",
+}
 
 HELP = f"""usage: fulgurite <command> -c <configuration> [-c <overlay>]... [--<key> <value>]...
 
@@ -35,6 +39,7 @@ examples
   fulgurite fit -c classifier/digits
   fulgurite fit -c classifier/digits -c overlays/wandb --trainer.max_epochs 5
   fulgurite test -c classifier/digits --ckpt_path best
+  fulgurite ettr --help
 """
 
 RUN_HELP = """usage: fulgurite {command} -c <configuration> [-c <overlay>]... [--<key> <value>]...
@@ -131,6 +136,11 @@ def run(args: list[str]) -> FulguriteCLI | None:
         if rest:
             raise ConfigurationError(f"methods takes no arguments, got {' '.join(rest)}")
         sys.stdout.write(listing())
+        return None
+    if command == "ettr":
+        from framework.commands.ettr import ettr
+
+        ettr(rest)
         return None
     if "-h" in rest or "--help" in rest:
         checkpoint = _CHECKPOINT.get(command, _CHECKPOINT["validate"])
