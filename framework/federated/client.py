@@ -33,10 +33,13 @@ from framework.loaders import TrainPath, World, reindex
 from framework.seeding import derive, seed_all
 
 if TYPE_CHECKING:
+    from framework.federated.privacy_ledger import Ledger
     from framework.federated.settings import Federation
 
 _CALLBACKS, _FIT, _PRIVATE = "callbacks", "fit", "private"
 """Where a client's state lies among the records of its context."""
+PRIVACY = "privacy"
+"""Where its ledger of privacy lies."""
 
 
 class Workplace(Protocol):
@@ -121,9 +124,13 @@ class LightningClient:
         """
         partition, config = self._partition(context), message.content.config_records["config"]
         server_round = int(cast(int, config["server-round"]))
+        ledger = self._ledger(partition, context)
+        reason = "" if ledger is None else ledger.refusal()
+        if reason:  # nothing else is sent: a zero update would count as one without noise
+            return Message(RecordDict({wire.REFUSAL: ConfigRecord({"reason": reason})}), reply_to=message)
         module = self._module(message, context)
         with self._surroundings("train", server_round, partition):
-            metrics = self._fit(module, partition, config, context)
+            metrics = self._fit(module, partition, config, context, ledger)
         state = module.state_dict()
         if "layers" in config:
             sent = self._groups(module).keys_to_send(cast(list[str], config["layers"]))
@@ -206,9 +213,42 @@ class LightningClient:
     def _groups(self, module: LightningModule) -> LayerGroups:
         return cast(SelectiveFedAvg, self._federation.strategy).groups_of(module)
 
-    def _fit(self, module: LightningModule, partition: int, config: ConfigRecord, context: Context) -> dict[str, Any]:
+    def own_batch_size(self) -> int | None:
+        """The batch size of the DataModule, where its train loader has one."""
+        size = TrainPath.on(self._workplace.data).build(before="partition").batch_size
+        return None if size is None else int(size)
+
+    def _ledger(self, partition: int, context: Context) -> Ledger | None:
+        """What the client may spend; ``None`` where it trains without privacy."""
         federation = self._federation
-        extra: list[Callback] = []
+        if federation.privacy is None:
+            return None
+        from framework.federated.privacy_ledger import Ledger, steps_of  # it needs Opacus
+
+        items = len(self.shares.stage(partition).indices)
+        own = self.own_batch_size() if federation.privacy.batch_size is None else None
+        size = federation.privacy.size(partition, federation.clients, own)
+        steps = steps_of(items, size, federation.local_epochs, federation.local_steps)
+        record = context.state.config_records.get(PRIVACY)
+        return Ledger(federation.privacy, partition, federation.clients, items, size, steps, federation.rounds, record)
+
+    def _privacy_seed(self, partition: int) -> int | None:
+        """Seed of batches and noise; none on nodes, whose seed the server knows."""
+        privacy = self._federation.privacy
+        secret = bool(self._workplace.fingerprint) if privacy is None or privacy.secret is None else privacy.secret
+        return None if secret else derive(self._workplace.seed, "privacy", partition) % 2**63
+
+    def _fit(
+        self,
+        module: LightningModule,
+        partition: int,
+        config: ConfigRecord,
+        context: Context,
+        ledger: Ledger | None = None,
+    ) -> dict[str, Any]:
+        federation = self._federation
+        extra: list[Callback] = [] if ledger is None else [ledger.callback(self._privacy_seed(partition))]
+        private = list(extra)  # before all that looks at gradients; its state is the ledger's
         mu = float(cast(float, config.get("proximal-mu", 0.0)))
         if mu:
             extra.append(Proximal(mu))
@@ -232,6 +272,8 @@ class LightningClient:
         else:
             limits["max_epochs"] = done + cast(int, federation.local_epochs)
         trainer = self._workplace.trainer(extra, limit_val_batches=0, **limits)
+        if ledger is not None and trainer.world_size > 1:
+            raise ValueError(f"trainer.devices must be 1 with federation.privacy, got {trainer.world_size} processes")
         path = TrainPath.on(self._workplace.data)
         stage = self.shares.stage(partition)
         path.add(stage)
@@ -244,7 +286,8 @@ class LightningClient:
         if steps == 0:
             raise RuntimeError(f"client {partition} made no step on {len(stage.indices)} items: it trained nothing")
         if federation.keep == "callbacks":
-            state = {each.state_key: each.state_dict() for each in trainer.callbacks if each.state_dict()}  # type: ignore[attr-defined]
+            own = [each for each in trainer.callbacks if each not in private]  # type: ignore[attr-defined]
+            state = {each.state_key: each.state_dict() for each in own if each.state_dict()}
             if state:
                 context.state[_CALLBACKS] = ConfigRecord({"state": _save(state)})
         elif federation.keep == "everything":
@@ -255,6 +298,11 @@ class LightningClient:
             })  # fmt: skip
         loader: Any = trainer.train_dataloader
         items = len(loader.dataset)  # of a pool, those that have been bought
+        if ledger is not None:
+            # Metrics of training say things about the data that nobody has accounted for, and so do sizes of batches.
+            context.state[PRIVACY] = record = ledger.close(trainer, module)
+            clock = {"steps": float(steps)} if federation.systems is not None else {}
+            return {"num-examples": items, **clock, **ledger.told(getattr(federation.strategy, "needs", ""), record)}
         counted = {"num-examples": items, "steps": float(steps)}
         if flops:
             batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed

@@ -13,9 +13,9 @@ class ClientReport:
 
     Attributes:
         client: Its partition.
-        outcome: ``used``, or why its reply was not: ``dropped out``, ``late``, ``failed``, ``rejected``, ``silent``,
-            ``not asked``.
-        detail: The reason of a failure or a rejection.
+        outcome: ``used``, or why its reply was not: ``dropped out``, ``late``, ``failed``, ``rejected``,
+            ``refused`` (by itself), ``silent``, ``not asked``.
+        detail: The reason of a failure, a rejection or a refusal.
         examples: Items it trained on.
         down: Bytes to it.
         up: Bytes from it.
@@ -23,6 +23,8 @@ class ClientReport:
         flops: Floating-point operations of its backward passes, counted on one batch and scaled to the items that
             passed through; 0 where layers were not chosen for it.
         layers: Layers that it trained, where they were chosen for it.
+        weight: Its weight in the mean, where the strategy does not go by numbers of items.
+        noise: Noise energy of its updates as the strategy estimates it, where it does.
         metrics: What its training logged last.
     """
 
@@ -35,6 +37,8 @@ class ClientReport:
     seconds: float = 0.0
     flops: float = 0.0
     layers: list[str] | None = None
+    weight: float | None = None
+    noise: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

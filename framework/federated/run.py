@@ -24,7 +24,7 @@ from torch import Tensor
 
 from framework.errors import near
 from framework.federated import wire
-from framework.federated.client import LightningClient, mean_loss_of
+from framework.federated.client import PRIVACY, LightningClient, mean_loss_of
 from framework.federated.figures import selection_heatmap
 from framework.federated.grid import SerialGrid
 from framework.federated.layer_groups import LayerGroups
@@ -72,7 +72,7 @@ class FederatedRun:
         self.server = Server(federation, self.grid, self._shared(self.module.state_dict()), workplace.seed)
         bind = getattr(federation.strategy, "bind", None)
         if bind is not None:
-            if federation.keep == "everything":
+            if federation.keep == "everything" and hasattr(federation.strategy, "groups_of"):
                 raise ValueError(
                     f"federation.keep must be callbacks or nothing with {type(federation.strategy).__name__}, "
                     "got everything: optimisers change with the layers"
@@ -115,6 +115,8 @@ class FederatedRun:
         stateful = [each for each in self.workplace.callbacks if is_overridden("state_dict", each, Callback)]
         if federation.keep == "callbacks" and stateful:
             kept = f"federation.keep callbacks with {type(stateful[0]).__name__}"
+        if federation.privacy is not None:
+            kept = "federation.privacy"  # what clients have spent
         if kept:
             raise ValueError(
                 f"a federation with {kept} can be resumed only with federation.engine in_process: "
@@ -134,8 +136,16 @@ class FederatedRun:
         Raises:
             ValueError: If they cannot be divided as asked.
         """
+        privacy = self.federation.privacy
+        if privacy is not None:
+            from framework.privacy.checks import check_model
+
+            check_model(self.module)
         if not isinstance(self.federation.partition, OwnData):
-            _ = self.client.shares
+            items = [len(part) for part in self.client.shares.train]
+            if privacy is not None:
+                own = self.client.own_batch_size() if privacy.batch_size is None else None
+                privacy.check_sizes(items, own)
         elif self.here:
             raise ValueError(
                 "federation.partition OwnData is for clients in processes of their own (flwr run, with SuperNodes): "
@@ -190,6 +200,7 @@ class FederatedRun:
                     self._finish(report, [each.client for each in report.clients])
                     bar.set_postfix_str(self._postfix(report))
             self._show_layers()
+            self._show_privacy()
 
     def _show_partition(self) -> None:
         """Who holds what, as a picture, and as a file for ``FromFile``."""
@@ -207,6 +218,22 @@ class FederatedRun:
         if any(client["layers"] is not None for record in records for client in record["clients"]):
             groups: LayerGroups = self.federation.strategy.groups_of(self.module)  # type: ignore[attr-defined]
             selection_heatmap(records, groups.names).savefig(self.directory / "layers.png", dpi=110)
+
+    def _show_privacy(self) -> None:
+        """What clients of this process have spent, how noisy they are and how they were weighed; nodes tell nobody."""
+        if self.federation.privacy is None or not self.here:
+            return
+        from framework.federated.privacy_figure import clients_privacy, privacy_figure
+
+        states = {
+            number: context.state.config_records[PRIVACY]
+            for number, context in enumerate(self.grid.contexts)
+            if PRIVACY in context.state.config_records
+        }
+        with open(self.directory / ROUNDS, encoding="utf-8") as file:
+            rows = clients_privacy(states, [json.loads(line) for line in file])
+        (self.directory / "clients_privacy.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        privacy_figure(rows).savefig(self.directory / "clients_privacy.png", dpi=110)
 
     def _finish(self, report: RoundReport, changed: Sequence[int]) -> None:
         """Log a round, keep its checkpoint if it is the best, and save what a later process goes on from."""

@@ -17,11 +17,12 @@ from torch import Tensor
 from framework.federated import wire
 from framework.federated.grid import Chosen, node_of, partition_of
 from framework.federated.nodes import UNREACHABLE
+from framework.federated.noise_aware import EPSILON, NOISE
 from framework.federated.rounds import ClientReport, RoundReport, weighted_mean
 from framework.federated.settings import Federation
 from framework.seeding import derive
 
-_FROM_METRICS = ("num-examples", "steps", "flops")
+_FROM_METRICS = ("num-examples", "steps", "flops", EPSILON, NOISE)
 """What a reply's metrics hold for the server's own use."""
 
 
@@ -72,12 +73,13 @@ class Server:
                 )
             )
         self._take_notes(report)
-        replies = self._exchange(messages, report)
+        replies = self._screened(self._exchange(messages, report), report)
         self._check_quorum(report, replies)
         with self._strategy_at_work("aggregate", server_round):
             combined, _ = self.federation.strategy.aggregate_train(server_round, _alike(replies))
         if combined is not None:
             self.weights |= wire.cast_like(wire.unpack(combined), self.weights)
+        self._take_weights(report)
         report.metrics |= {
             f"clients/{name}": value
             for name, value in weighted_mean((each.examples, each.metrics) for each in report.used).items()
@@ -135,6 +137,10 @@ class Server:
                 client.outcome, client.detail = "failed", self._failed(client.client, reply, report.round)
                 continue
             client.up += _bytes(reply)
+            if wire.REFUSAL in reply.content.config_records:
+                client.outcome = "refused"
+                client.detail = str(reply.content.config_records[wire.REFUSAL]["reason"])
+                continue
             client.detail = self._complaint(reply)
             if client.detail:
                 client.outcome = "rejected"
@@ -163,6 +169,24 @@ class Server:
             reply = failures.get(node_of(client.client))
             if reply is not None:
                 client.outcome, client.detail = "failed", self._failed(client.client, reply, report.round)
+
+    def _screened(self, replies: list[Message], report: RoundReport) -> list[Message]:
+        """Replies without those that a strategy which looks at them together cannot use."""
+        screen = getattr(self.federation.strategy, "screen", None)
+        reasons: dict[int, str] = screen(replies) if screen is not None else {}
+        by_node = {node_of(each.client): each for each in report.clients}
+        for node, reason in reasons.items():
+            by_node[node].outcome, by_node[node].detail = "rejected", reason
+        return [reply for reply in replies if reply.metadata.src_node_id not in reasons]
+
+    def _take_weights(self, report: RoundReport) -> None:
+        """How a strategy that says so has weighed the clients."""
+        strategy = self.federation.strategy
+        weights, energies = getattr(strategy, "weights", {}), getattr(strategy, "energies", {})
+        for client in report.clients:
+            client.weight = weights.get(node_of(client.client))
+            client.noise = energies.get(node_of(client.client))
+        report.metrics |= getattr(strategy, "findings", {})
 
     def _complaint(self, reply: Message) -> str:
         records = reply.content

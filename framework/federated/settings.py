@@ -9,7 +9,8 @@ from typing import Literal
 
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from framework.federated import attributes, own_data, partition_file, selective, strategies  # noqa: F401 - classes are found by name
+from framework.federated import attributes, noise_aware, own_data, partition_file, selective, strategies  # noqa: F401 - classes are found by name
+from framework.federated.client_privacy import ClientPrivacy
 from framework.federated.partition import IID, Partitioner
 from framework.federated.skew import Skew
 from framework.federated.systems import Systems
@@ -32,6 +33,7 @@ class Federation:
             takes part: the strategy's own fractions and minima have no effect.
         private: Patterns (regular expressions, matched from the start) of state-dict keys that stay with the client,
             such as ``head`` for a head of its own, or the keys of batch normalisation.
+        privacy: Budget, batch size and clipping of clients that train with differential privacy; ``None``: without.
         keep: What a client keeps from round to round besides: ``callbacks`` (the state of its callbacks),
             ``everything`` (optimisers, schedules and counters, too: one long fit whose weights the server replaces), or
             ``nothing``.
@@ -64,6 +66,7 @@ class Federation:
         local_steps: int | None = None,
         strategy: Strategy | None = None,
         private: Sequence[str] = (),
+        privacy: ClientPrivacy | None = None,
         keep: Literal["nothing", "callbacks", "everything"] = "callbacks",
         log_clients: bool = False,
         evaluate_every: int = 1,
@@ -103,6 +106,19 @@ class Federation:
             raise ValueError(f"federation.client_cpus must be positive, got {client_cpus}")
         if not client_gpus >= 0:
             raise ValueError(f"federation.client_gpus must not be negative, got {client_gpus}")
+        needs = getattr(strategy, "needs", "")
+        if needs and privacy is None:
+            raise ValueError(
+                f"federation.privacy must be set for {type(strategy).__name__}, which asks clients for {needs}"
+            )
+        if privacy is not None:
+            privacy.check(clients)
+            if keep == "everything":
+                raise ValueError("federation.keep must be callbacks or nothing with federation.privacy, got everything")
+            if isinstance(strategy, selective.SelectiveFedAvg):
+                raise ValueError(
+                    "federation.privacy does not go with SelectiveFedAvg: clients tell it how large their gradients are"
+                )
         for pattern in private:
             try:
                 re.compile(pattern)
@@ -114,7 +130,7 @@ class Federation:
         self.local_steps = local_steps
         self.local_epochs = 1 if local_epochs is None and local_steps is None else local_epochs
         self.strategy = strategy if strategy is not None else FedAvg()
-        self.private, self.keep, self.log_clients = tuple(private), keep, log_clients
+        self.private, self.privacy, self.keep, self.log_clients = tuple(private), privacy, keep, log_clients
         self.evaluate_every, self.fail_fast, self.quorum, self.timeout = evaluate_every, fail_fast, quorum, timeout
         self.monitor = monitor
         self.engine, self.client_cpus, self.client_gpus = engine, client_cpus, client_gpus

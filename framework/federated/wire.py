@@ -11,6 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
 
+REFUSAL = "refusal"
+"""Record of a reply by which a client says why it does not train."""
+
 _WIDER = {torch.bfloat16: torch.float32}
 """What numpy has no type for travels in one that holds every value of it."""
 

@@ -141,6 +141,14 @@ LABELS = ("Dirichlet", "--federation.partition.alpha", "0.1")
             "federation.keep: expected one of 'nothing', 'callbacks', 'everything', got all",
         ),
         (["--federation.systems", "{drop_out: 2}"], "systems.drop_out must be in [0, 1), got 2"),
+        (
+            ["--federation.strategy", "WeiAvg"],
+            "federation.privacy must be set for WeiAvg, which asks clients for epsilon",
+        ),
+        (["--federation.privacy.epsilon", "-1"], "federation.privacy: the epsilon of client 0 must be positive"),
+        (["--federation.privacy.epsilon", "Dist1"], "Dist1 is for 20, 40 or 60 clients, got 4"),
+        (["--federation.privacy.accountant", "moments"], "federation.privacy"),
+        (["--federation.privacy.epsilon", "1", "--federation.privacy.batch_size", "9"], "at most its 8 items, got 9"),
         (["--trainer.devices", "2"], "trainer.devices must be 1 in a federation, got 2"),
     ],
 )

@@ -1,0 +1,174 @@
+"""What a client may spend and has spent: kept in its Flower context from round to round, and told to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, cast
+
+from flwr.app import ConfigRecord
+from lightning.pytorch import LightningModule, Trainer
+
+from framework.federated.client_privacy import ClientPrivacy
+from framework.federated.noise_aware import EPSILON, NOISE
+from framework.privacy.accounting import (
+    epsilon_after,
+    epsilon_spent,
+    history_to_lists,
+    load_history,
+    make_accountant,
+    noise_multiplier,
+    steps_taken,
+)
+from framework.privacy.dp_sgd import DPSGD
+from framework.privacy.sampling import steps_per_epoch
+
+_solved = cache(noise_multiplier)  # clients with the same budget and sizes share the search
+
+
+class Ledger:
+    """What one client may spend, and has spent.
+
+    Args:
+        privacy: The settings.
+        client: Number of the client.
+        clients: Number of clients.
+        items: Its number of examples.
+        batch_size: Expected size of its batches.
+        steps: Steps that it takes in a round.
+        rounds: Rounds of the federation.
+        record: What an earlier round left; ``None`` at first.
+
+    Attributes:
+        epsilon: The budget.
+        delta: Its delta.
+        rate: Probability with which an example is in a batch.
+        noise: Noise multiplier, solved for in the first round and kept.
+        accountant: With the history of all rounds so far.
+
+    Raises:
+        ValueError: If the budget is not the one that the client began with, or another accountant kept the history.
+    """
+
+    def __init__(
+        self,
+        privacy: ClientPrivacy,
+        client: int,
+        clients: int,
+        items: int,
+        batch_size: int,
+        steps: int,
+        rounds: int,
+        record: ConfigRecord | None = None,
+    ) -> None:
+        self.epsilon, self.delta = privacy.budget(client, clients)
+        self.rate, self.steps = batch_size / items, steps
+        self.accountant = make_accountant(privacy.accountant)
+        self._privacy, self._batch_size, self._declared = privacy, batch_size, privacy.declares(client, clients)
+        if record is None:
+            self.planned = steps * rounds
+            self.noise = _solved(self.epsilon, self.delta, self.rate, self.planned, privacy.accountant)
+            return
+        if (record["epsilon"], record["delta"]) != (self.epsilon, self.delta):
+            raise ValueError(f"client {client} began with another privacy budget: a budget is for the whole federation")
+        self.planned, self.noise = int(cast(int, record["planned"])), float(cast(float, record["noise_multiplier"]))
+        load_history(self.accountant, cast(Mapping[str, Any], record))
+
+    def refusal(self) -> str:
+        """Why the client does not train another round; empty if it may. It does not say how large the budget is."""
+        history = self.accountant.history
+        as_planned = all((noise, rate) == (self.noise, self.rate) for noise, rate, _ in history)
+        if as_planned and steps_taken(self.accountant) + self.steps <= self.planned:
+            return ""  # what the noise was solved for: no need to count, which takes its time with prv
+        after = epsilon_after(self.accountant, self.noise, self.rate, self.steps, self.delta)
+        return "" if after <= self.epsilon else "another round would pass its privacy budget"
+
+    def callback(self, seed: int | None) -> DPSGD:
+        """What makes a round of training private; it goes on with the accountant of this ledger.
+
+        Args:
+            seed: Of batches and noise, which also depend on the steps taken so far; ``None`` for secret ones.
+        """
+        privacy = self._privacy
+        return DPSGD(
+            delta=self.delta, noise_multiplier=self.noise, max_grad_norm=privacy.max_grad_norm,
+            accountant=self.accountant, batch_size=self._batch_size, max_physical_batch=privacy.max_physical_batch,
+            grad_sample_mode=privacy.grad_sample_mode, check_loss=not self.accountant.history, log_epsilon=False,
+            seed=seed,
+        )  # fmt: skip
+
+    def close(self, trainer: Trainer, module: LightningModule) -> ConfigRecord:
+        """The ledger after a round, for the client's state.
+
+        Args:
+            trainer: Which has trained.
+            module: What it has trained.
+
+        Raises:
+            RuntimeError: If batches were drawn at another rate than the noise was solved for.
+        """
+        if self.accountant.history[-1][1] != self.rate:
+            raise RuntimeError(
+                "the train loader draws from another number of items than the client holds: privacy was not planned so"
+            )
+        trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        energy = noise_energy(
+            trainer.global_step, float(trainer.optimizers[0].param_groups[0]["lr"]), trained,
+            self._privacy.max_grad_norm, self.noise, self._batch_size,
+        )  # fmt: skip
+        return ConfigRecord({
+            "epsilon": self.epsilon, "delta": self.delta, "planned": self.planned, "noise_multiplier": self.noise,
+            "energy": energy, **history_to_lists(self.accountant),
+        })  # fmt: skip
+
+    def told(self, needs: str, record: ConfigRecord) -> dict[str, float]:
+        """What the client tells a strategy that needs more than its update.
+
+        Args:
+            needs: ``epsilon``, ``noise``, or nothing.
+            record: As ``close`` made it.
+        """
+        if needs == "epsilon":
+            return {EPSILON: self._declared}
+        return {NOISE: float(cast(float, record["energy"]))} if needs == "noise" else {}
+
+
+def steps_of(items: int, batch_size: int, epochs: int | None, steps: int | None) -> int:
+    """Steps of a round.
+
+    Args:
+        items: Examples of the client.
+        batch_size: Expected size of a batch.
+        epochs: Local epochs, or
+        steps: local steps.
+    """
+    return steps if steps is not None else cast(int, epochs) * steps_per_epoch(items, batch_size)
+
+
+def spent(record: ConfigRecord) -> float:
+    """The epsilon that a client has spent, from its state.
+
+    Args:
+        record: As ``Ledger.close`` made it.
+    """
+    kind = str(record["mechanism"])
+    accountant = load_history(make_accountant(kind), cast(Mapping[str, Any], record))
+    return epsilon_spent(accountant, float(cast(float, record["delta"])))
+
+
+def noise_energy(
+    steps: int, lr: float, parameters: int, max_grad_norm: float, multiplier: float, batch_size: float
+) -> float:
+    """Squared norm of the noise in an update of plain SGD: ``E eta^2 p c^2 z^2 / b^2``.
+
+    With momentum or another optimiser it is right up to a factor, which all clients share if they take as many steps.
+
+    Args:
+        steps: ``E``, of the round.
+        lr: ``eta``.
+        parameters: ``p``, trained.
+        max_grad_norm: ``c``.
+        multiplier: ``z``.
+        batch_size: ``b``, expected.
+    """
+    return steps * parameters * (lr * max_grad_norm * multiplier / batch_size) ** 2
