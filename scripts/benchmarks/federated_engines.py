@@ -26,7 +26,6 @@ CASES = [
         ("cnn", 10, 6),
         ("mlp", 100, 1),
         ("cnn", 100, 1),
-        ("cnn", 100, 2),
     )
 ]
 CODE = "import sys; from framework.cli import main; sys.exit(main(sys.argv[1:]))"
