@@ -104,7 +104,8 @@ class DifferentialPrivacy(DPSGD):
             grad_sample_mode=self.grad_sample_mode,
             items=self.sampler.items,
             batch_size=self.sampler.batch_size,
-            seed=self.seed,
+            seeded=self.seeded,
+            unchecked=self.unchecked,
             curve=self._points(),
         )
 

@@ -64,11 +64,12 @@ class Workplace(Protocol):
         """A module as the configuration describes it, that nothing has been done to."""
         ...
 
-    def trainer(self, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
+    def trainer(self, callbacks: Sequence[Callback] = (), first: Sequence[Callback] = (), **settings: Any) -> Trainer:
         """A new, silent trainer as the configuration describes it, with copies of its callbacks.
 
         Args:
             callbacks: More callbacks, after the user's.
+            first: More, before them.
             settings: Arguments of ``Trainer`` that are decided here.
         """
         ...
@@ -247,8 +248,8 @@ class LightningClient:
         ledger: Ledger | None = None,
     ) -> dict[str, Any]:
         federation = self._federation
-        extra: list[Callback] = [] if ledger is None else [ledger.callback(self._privacy_seed(partition))]
-        private = list(extra)  # before all that looks at gradients; its state is the ledger's
+        extra: list[Callback] = []
+        private = [] if ledger is None else [ledger.callback(self._privacy_seed(partition))]
         mu = float(cast(float, config.get("proximal-mu", 0.0)))
         if mu:
             extra.append(Proximal(mu))
@@ -271,7 +272,7 @@ class LightningClient:
             limits["max_steps"] = done_steps + federation.local_steps
         else:
             limits["max_epochs"] = done + cast(int, federation.local_epochs)
-        trainer = self._workplace.trainer(extra, limit_val_batches=0, **limits)
+        trainer = self._workplace.trainer(extra, private, limit_val_batches=0, **limits)
         if ledger is not None and trainer.world_size > 1:
             raise ValueError(f"trainer.devices must be 1 with federation.privacy, got {trainer.world_size} processes")
         path = TrainPath.on(self._workplace.data)
@@ -286,7 +287,7 @@ class LightningClient:
         if steps == 0:
             raise RuntimeError(f"client {partition} made no step on {len(stage.indices)} items: it trained nothing")
         if federation.keep == "callbacks":
-            own = [each for each in trainer.callbacks if each not in private]  # type: ignore[attr-defined]
+            own = [each for each in trainer.callbacks if each not in private]  # type: ignore[attr-defined] # the ledger's
             state = {each.state_key: each.state_dict() for each in own if each.state_dict()}
             if state:
                 context.state[_CALLBACKS] = ConfigRecord({"state": _save(state)})

@@ -71,6 +71,12 @@ class ClientPrivacy:
         for delta in self.delta if isinstance(self.delta, list) else [self.delta]:
             if not 0 < delta < 1:
                 raise ValueError(f"federation.privacy.delta must be in (0, 1), got {delta}")
+        if self.max_physical_batch is not None and self.max_physical_batch < 1:
+            raise ValueError(f"federation.privacy.max_physical_batch must be at least 1, got {self.max_physical_batch}")
+        if self.grad_sample_mode not in ("hooks", "ghost"):
+            raise ValueError(
+                f"federation.privacy.grad_sample_mode must be hooks or ghost, got {self.grad_sample_mode!r}"
+            )
         if self.accountant not in get_args(Accountant):
             known = ", ".join(get_args(Accountant))
             raise ValueError(f"federation.privacy.accountant must be one of {known}, got {self.accountant!r}")
@@ -86,9 +92,9 @@ class ClientPrivacy:
         """
         try:
             epsilons(self.epsilon, clients)
-            epsilons(self.delta, clients)
+            epsilons(self.delta, clients, "delta")
             if self.declared is not None:
-                epsilons(self.declared, clients)
+                epsilons(self.declared, clients, "declared epsilon")
             if self.batch_size is not None:
                 batch_sizes(self.batch_size, clients)
         except ValueError as error:

@@ -84,10 +84,17 @@ class NoiseAware(FedAvg):
             replies: Of a round, in the order of their clients.
 
         Returns:
-            Reasons by node: updates that are zero, not finite, or copies of another's.
+            Reasons by node: updates that are zero, not finite, or copies of another's, and what clients have to tell
+            that is no positive number.
         """
         nodes = [reply.metadata.src_node_id for reply in replies]
-        return {nodes[row]: reason for row, reason in unusable(self._updates(replies)).items()} if replies else {}
+        found = {nodes[row]: reason for row, reason in unusable(self._updates(replies)).items()} if replies else {}
+        name = {"epsilon": EPSILON, "noise": NOISE}.get(self.needs)
+        for node, reply in zip(nodes, replies, strict=True):
+            value = 1.0 if name is None else _metrics(reply).get(name, float("nan"))
+            if not 0 < value < float("inf"):
+                found.setdefault(node, f"it sent {name} {value}, which must be a positive number")
+        return found
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -56,7 +56,8 @@ def privacy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     numbers = [row["client"] for row in rows]
     true = np.array([row["energy"] for row in rows], dtype=np.float64)
-    ideal = (true.min() / true) / (true.min() / true).sum()
+    least = np.maximum(true, np.finfo(np.float64).tiny)  # a rate of 0 makes no noise
+    ideal = (least.min() / least) / (least.min() / least).sum()
     guesses = [(row["energy"], row["estimated"]) for row in rows if row["estimated"] is not None]
     weighed = [(row["client"], row["weight"]) for row in rows if row["weight"] is not None]
     figure = Figure(figsize=(12, 3.6), layout="constrained")

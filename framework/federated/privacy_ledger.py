@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
@@ -90,12 +91,13 @@ class Ledger:
             seed: Of batches and noise, which also depend on the steps taken so far; ``None`` for secret ones.
         """
         privacy = self._privacy
-        return DPSGD(
+        self._callback = DPSGD(
             delta=self.delta, noise_multiplier=self.noise, max_grad_norm=privacy.max_grad_norm,
             accountant=self.accountant, batch_size=self._batch_size, max_physical_batch=privacy.max_physical_batch,
             grad_sample_mode=privacy.grad_sample_mode, check_loss=not self.accountant.history, log_epsilon=False,
             seed=seed,
         )  # fmt: skip
+        return self._callback
 
     def close(self, trainer: Trainer, module: LightningModule) -> ConfigRecord:
         """The ledger after a round, for the client's state.
@@ -112,10 +114,10 @@ class Ledger:
                 "the train loader draws from another number of items than the client holds: privacy was not planned so"
             )
         trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        rate = math.sqrt(self._callback.squared_rates / trainer.global_step)
         energy = noise_energy(
-            trainer.global_step, float(trainer.optimizers[0].param_groups[0]["lr"]), trained,
-            self._privacy.max_grad_norm, self.noise, self._batch_size,
-        )  # fmt: skip
+            trainer.global_step, rate, trained, self._privacy.max_grad_norm, self.noise, self._batch_size
+        )
         return ConfigRecord({
             "epsilon": self.epsilon, "delta": self.delta, "planned": self.planned, "noise_multiplier": self.noise,
             "energy": energy, **history_to_lists(self.accountant),
@@ -165,7 +167,7 @@ def noise_energy(
 
     Args:
         steps: ``E``, of the round.
-        lr: ``eta``.
+        lr: ``eta``; the root of its mean square where it changes.
         parameters: ``p``, trained.
         max_grad_norm: ``c``.
         multiplier: ``z``.

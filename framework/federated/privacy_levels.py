@@ -89,12 +89,13 @@ NAMES = tuple(_SIXTY)
 """The distributions; privacy gets stricter from the first to the last, by and large."""
 
 
-def epsilons(given: float | str | Sequence[float], clients: int) -> tuple[float, ...]:
+def epsilons(given: float | str | Sequence[float], clients: int, what: str = "epsilon") -> tuple[float, ...]:
     """The privacy budget of each client.
 
     Args:
         given: The same number for all, a number for each, or ``Dist1`` to ``Dist9``.
         clients: Number of clients.
+        what: What errors call it.
 
     Returns:
         Positive numbers.
@@ -103,7 +104,7 @@ def epsilons(given: float | str | Sequence[float], clients: int) -> tuple[float,
         ValueError: If there is no such distribution, it has no list for so many clients, or a number is not positive.
     """
     if not isinstance(given, str):
-        return _each(given, clients, "epsilon")
+        return _each(given, clients, what)
     if given not in _SIXTY:
         raise ValueError(f"no distribution of epsilons is called {given}{near(given, NAMES)}; there are Dist1 to Dist9")
     _check_listed(clients, given)

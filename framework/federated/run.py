@@ -230,6 +230,8 @@ class FederatedRun:
             for number, context in enumerate(self.grid.contexts)
             if PRIVACY in context.state.config_records
         }
+        if not states:
+            return
         with open(self.directory / ROUNDS, encoding="utf-8") as file:
             rows = clients_privacy(states, [json.loads(line) for line in file])
         (self.directory / "clients_privacy.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -78,11 +78,11 @@ class LocalWorkplace:
         shared = {id(value): value for part in self._module.modules() for value in vars(part).values() if _makes(value)}
         return copy.deepcopy(self._module, shared)
 
-    def trainer(self, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
+    def trainer(self, callbacks: Sequence[Callback] = (), first: Sequence[Callback] = (), **settings: Any) -> Trainer:
         """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""
         own = [copy.deepcopy(each) for each in self.callbacks]
         with _plugins_found_once():
-            return Trainer(**{**self._settings, **settings, "callbacks": [*own, *callbacks]})
+            return Trainer(**{**self._settings, **settings, "callbacks": [*first, *own, *callbacks]})
 
     @cached_property
     def device(self) -> torch.device:

@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from opacus.grad_sample import GradSampleHooks
 from opacus.utils.module_utils import has_trainable_params
@@ -88,7 +87,7 @@ def check_arguments(
         raise ValueError(f"clip_learning_rate must be positive, got {clip_learning_rate}")
 
 
-def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pieces: bool) -> None:
+def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pieces: bool, ghost: bool) -> None:
     """Refuse settings of a trainer with which the guarantee would not hold, or would hold for something else.
 
     Args:
@@ -96,6 +95,7 @@ def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pie
         module: Its module.
         adaptive: Whether clipping is adaptive.
         pieces: Whether batches come in pieces.
+        ghost: Whether clipping is ghost clipping.
 
     Raises:
         ValueError: Naming the setting, its value and what is allowed.
@@ -124,6 +124,11 @@ def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pie
         raise ValueError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)} with differential privacy, got "
             f"{trainer.precision}: scaled losses and noise of 16 bits are not what is accounted for"
+        )
+    if ghost and trainer.precision == "bf16-mixed":
+        raise ValueError(
+            "trainer.precision must be 32-true or 64-true with grad_sample_mode: ghost, got bf16-mixed: "
+            "sums of 16 bits round by more than an example may add"
         )
     strategy = trainer.strategy
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -233,7 +238,7 @@ def check_optimizers(module: LightningModule, optimizers: list[Optimizer]) -> Op
     return optimizers[0]
 
 
-def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction: str, mode: str = "hooks") -> None:
+def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction: str, mode: str = "hooks") -> str:
     """Refuse a module of which no gradients of examples can be taken, or whose loss mixes the examples of a batch.
 
     Clipping bounds what an example adds to the sum only if it changes no other's part of it. Neither a mean over the
@@ -247,6 +252,9 @@ def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction
         loss_reduction: ``mean`` or ``sum``, of the losses of examples in a batch.
         mode: How gradients of examples are taken.
 
+    Returns:
+        Why nothing could be compared; empty where it was.
+
     Raises:
         ValueError: If they cannot be taken or differ, with what to do about it.
     """
@@ -256,8 +264,7 @@ def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction
     try:
         spare = _copied(module)
     except (AttributeError, RuntimeError, TypeError) as cause:
-        rank_zero_warn(f"{name} cannot be copied, so its loss is not checked: {cause}")
-        return
+        return f"{name} cannot be copied: {cause}"
     spare.train()
     for layer in spare.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
@@ -282,6 +289,7 @@ def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction
     gradient()
     with torch.random.fork_rng(), torch.enable_grad():
         try:
+            steady = torch.allclose(loss(chosen), loss(chosen), rtol=1e-6)
             drawn = not torch.allclose(loss(chosen), loss(chosen, seed=1), rtol=1e-6)
             loss(chosen).backward()
             together = gradient()
@@ -289,11 +297,10 @@ def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction
                 (loss([i]) / count).backward()
             alone = gradient()
         except (AttributeError, RuntimeError, TypeError) as cause:
-            rank_zero_warn(f"{name}.training_step cannot run outside of fit, so its loss is not checked: {cause}")
-            return
+            return f"{name}.training_step cannot run outside of fit: {cause}"
         optimizer = torch.optim.SGD(weights, lr=0.0)
         examples = PrivateGradients(
-            spare, optimizer, noise_multiplier=0.0, max_grad_norm=1.0, batch_size=count, mode=mode,
+            spare, optimizer, noise_multiplier=0.0, max_grad_norm=1e9, batch_size=count, mode=mode,
             loss_reduction=loss_reduction,
         )  # fmt: skip
         examples.begin()
@@ -306,12 +313,20 @@ def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction
                 f"{cause}"
             ) from cause
         examples.accumulate(count)
+        examples.finish()
+        private = gradient()
+    whole = _norm(together)
+    if steady and whole.isfinite() and not _norm([a - b for a, b in zip(together, private)]) <= 1e-2 * whole:
+        raise ValueError(
+            f"the gradients per example of {name} do not add up to its gradient: some of its weights are used outside "
+            "of their layers' forward, or in two layers"
+        )
     if drawn:
-        return  # the module draws something of its own: nothing can be compared
+        return f"{name}.training_step, or the data, draw random numbers of their own, so that no two losses compare"
     scale = _norm(alone)
     factor = count if loss_reduction == "sum" else 1
     if not scale.isfinite() or _norm([a - factor * b for a, b in zip(together, alone)]) <= 1e-2 * factor * scale:
-        return
+        return ""
     other = 1 if loss_reduction == "sum" else count
     if _norm([a - other * b for a, b in zip(together, alone)]) <= 1e-2 * other * scale:
         kind = "mean" if loss_reduction == "sum" else "sum"

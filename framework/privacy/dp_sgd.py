@@ -109,6 +109,9 @@ class DPSGD(StageCallback):
         self.accountant = make_accountant(accountant) if isinstance(accountant, str) else accountant
         self._given_noise = noise_multiplier is not None
         self._secret = seed
+        self.seeded = seed is not None  # or was, in the run that this one goes on
+        self.unchecked = "" if check_loss else "check_loss is false"
+        self.squared_rates = 0.0  # of the steps of this fit
         self._noise_state: torch.Tensor | None = None
         self._clip_norm: float | None = None
         self._gradients: PrivateGradients | None = None
@@ -143,7 +146,10 @@ class DPSGD(StageCallback):
                 rank_zero_info(f"{type(self).__name__} replaces {line}")
         if stage != "fit":
             return
-        checks.check_trainer(trainer, pl_module, self.clipping == "adaptive", self.max_physical_batch is not None)
+        checks.check_trainer(
+            trainer, pl_module, self.clipping == "adaptive", self.max_physical_batch is not None,
+            self.grad_sample_mode == "ghost",
+        )  # fmt: skip
         checks.check_model(pl_module)
         if self.noise_multiplier is None and trainer.max_steps == -1 and trainer.max_epochs == -1:
             raise ValueError(
@@ -175,7 +181,9 @@ class DPSGD(StageCallback):
                 "one of them away could have it"
             )
         if self.check_loss:
-            checks.check_items(pl_module, loader, self.loss_reduction, self.grad_sample_mode)
+            self.unchecked = checks.check_items(pl_module, loader, self.loss_reduction, self.grad_sample_mode)
+            if self.unchecked:
+                rank_zero_warn(f"that the loss treats examples apart was not checked: {self.unchecked}")
         if self._secret is None:
             self._secret = int(trainer.strategy.broadcast(secrets.randbelow(checks.SEEDS)))
         self._stage.start(self._secret, steps_taken(self.accountant))
@@ -285,6 +293,7 @@ class DPSGD(StageCallback):
         if not self._due:
             raise RuntimeError(f"{type(pl_module).__name__} makes several optimizer steps of one batch")
         self._due = False
+        self.squared_rates += float(optimizer.param_groups[0]["lr"]) ** 2
         private, sampler = self._private, self.sampler
         private.accumulate(self._pieces()[-1], counts=sampler.size(steps_taken(self.accountant)) > 0)
         self.accountant.step(noise_multiplier=private.noise_multiplier, sample_rate=sampler.rate)
@@ -333,6 +342,7 @@ class DPSGD(StageCallback):
             "clip_norm": self._clip_norm,
             "noise_state": self._noise_state,
             "seed": self._secret,
+            "seeded": self.seeded,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -343,6 +353,7 @@ class DPSGD(StageCallback):
             self.noise_multiplier = state_dict["noise_multiplier"]
         self._clip_norm, self._noise_state = state_dict["clip_norm"], state_dict["noise_state"]
         self._secret = state_dict["seed"]
+        self.seeded = self.seeded or state_dict["seeded"]
 
     def _remember(self) -> None:
         if self._generator is not None:

@@ -118,7 +118,12 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
         Args:
             factors: Of shape ``(items,)``.
         """
+        left_out = factors == 0  # their gradients may hold infinity, which no factor makes small
+        some = bool(left_out.any())
         for module, inputs, outputs in self.kept:
+            if some:
+                outputs = _without(outputs, left_out)
+                inputs = [_without(each, left_out) for each in inputs]
             weights = factors.to(outputs) * (len(factors) if self.loss_reduction == "mean" else 1)
             outputs = outputs * weights.view(-1, *[1] * (outputs.dim() - 1))
             for weight, total in self._sums(module, inputs, outputs).items():
@@ -140,6 +145,13 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
             return {module.weight: flat.index_add_(0, inputs[0].reshape(-1), rows)}
         sampler = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
         return {weight: each.sum(0) for weight, each in sampler(module, inputs, outputs).items()}
+
+
+def _without(values: Tensor, rows: Tensor) -> Tensor:
+    """Zeros in some rows; numbers of words stay as they are."""
+    if not values.is_floating_point() or len(values) != len(rows):
+        return values
+    return values.masked_fill(rows.to(values.device).view(-1, *[1] * (values.dim() - 1)), 0.0)
 
 
 class PrivateGradients:
@@ -292,13 +304,38 @@ class PrivateGradients:
         """
         if counts:
             self._check(items)
-            with torch.no_grad():
+            with torch.no_grad(), self._in_full():
                 if self.ghost is not None:
                     norms = torch.stack([norm.to(self.device) for norm in self.ghost.norms(items)]).norm(2, dim=0)
-                    self.ghost.add_weighted((self.private.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
+                    factors = (self.private.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+                    self.ghost.add_weighted(factors.masked_fill(~norms.isfinite(), 0.0))
                 else:
-                    self.private.clip_and_accumulate()
+                    self._clip()
         self._clear(sums=False)
+
+    def _in_full(self) -> torch.autocast:
+        """Sums of 16 bits would round by more than an example may add."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _clip(self) -> None:
+        """Clip and add up, without examples whose gradient is not finite: no factor makes NaN or infinity small."""
+        private = self.private
+        for weight in private.params:  # norms of 16 bits would be off by per cents
+            weight.grad_sample = weight.grad_sample.to(weight.dtype)
+        before = [None if weight.summed_grad is None else weight.summed_grad.clone() for weight in private.params]
+        counts = (private.sample_size, private.unclipped_num) if isinstance(private, AdaptiveClip) else None
+        private.clip_and_accumulate()
+        sums = [weight.summed_grad.isfinite().all().to(self.device) for weight in private.params]
+        if torch.stack(sums).all():
+            return
+        samples = [weight.grad_sample for weight in private.params]
+        finite = torch.stack([each.flatten(1).isfinite().all(1).to(self.device) for each in samples]).all(0)
+        for weight, sample, total in zip(private.params, samples, before):
+            rows = finite.to(sample.device).view(-1, *[1] * (sample.dim() - 1))
+            weight.grad_sample, weight.summed_grad = torch.where(rows, sample, 0.0), total
+        if isinstance(private, AdaptiveClip) and counts is not None:
+            private.sample_size, private.unclipped_num = counts
+        private.clip_and_accumulate()
 
     def finish(self) -> None:
         """Add the noise, sum over processes, and leave the result in ``grad``."""
@@ -308,7 +345,7 @@ class PrivateGradients:
         adaptive = isinstance(self.private, AdaptiveClip)
         if adaptive:
             self.private.unclipped_num = torch.as_tensor(self.private.unclipped_num, device=self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._in_full():
             if self.world.rank == 0:
                 self.private.add_noise()
             else:
@@ -355,6 +392,11 @@ class PrivateGradients:
             if isinstance(found, list):
                 raise ValueError(f"{name} got gradients of several backward passes in one: private training has one")
             if found is None:
+                if weight.grad is not None and weight.grad.any():
+                    raise ValueError(
+                        f"{name} is used outside of its layer's forward, so that no gradient per example is taken: "
+                        "call the layer, or freeze the weight"
+                    )
                 if self.ghost is None:
                     weight.grad_sample = weight.new_zeros(items, *weight.shape)
             elif len(found) != items:

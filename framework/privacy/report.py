@@ -40,8 +40,9 @@ def privacy_report(
     grad_sample_mode: str,
     items: int,
     batch_size: int,
-    seed: int | None,
+    seeded: bool,
     curve: Sequence[tuple[float, float]],
+    unchecked: str = "",
 ) -> dict[str, Any]:
     """What a run has guaranteed.
 
@@ -54,8 +55,9 @@ def privacy_report(
         grad_sample_mode: How they were taken.
         items: Number of train examples.
         batch_size: Expected size of a batch.
-        seed: The seed, if it was given.
+        seeded: Whether batches and noise came from a seed that was given.
         curve: Points ``(delta, epsilon)``.
+        unchecked: Why it was not tried that the loss treats examples apart; empty if it was.
 
     Returns:
         Plain JSON values.
@@ -63,7 +65,9 @@ def privacy_report(
     history = history_to_lists(accountant)
     mechanism = history.pop("mechanism")
     warnings = []
-    if seed is not None:
+    if unchecked:
+        warnings.append(f"that the loss treats examples apart was not checked: {unchecked}")
+    if seeded:
         warnings.append("batches and noise came from a seed that was given: nothing is guaranteed against who knows it")
     if delta >= 1 / items:
         warnings.append(f"delta is not below 1 / {items}, one over the number of train examples")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from federation_net import Net, Points
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -185,6 +186,41 @@ def test_the_energy_that_is_told_is_that_of_the_noise(make):
         assert sent[client] == pytest.approx(predicted, rel=0.05)
 
 
+class Decays(Net):
+    """Its learning rate is 0 after one epoch."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=1)]
+
+
+def test_the_energy_is_that_of_the_rates_that_were_used(begin):
+    federation = begin(module=Decays(norm=False), rounds=1, strategy=Oracle(), local_epochs=2)
+    federation.run()
+    weights = sum(weight.numel() for weight in Decays(norm=False).parameters())
+    for state in ledgers(federation):
+        first = noise_energy(4, 0.1, weights, 1.0, state["noise_multiplier"], 8)  # the second epoch adds nothing
+        assert state["energy"] == pytest.approx(first)
+
+
+class Watches(Callback):
+    """Keeps the gradients that it sees."""
+
+    seen: ClassVar[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        grads = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+        self.seen.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+
+def test_callbacks_see_private_gradients(begin, make):
+    Watches.seen.clear()
+    federation = begin(rounds=1, settings={"callbacks": [Watches()]}, privacy={"max_grad_norm": 1e-6})
+    federation.run()
+    assert len(Watches.seen) == 3 * 4
+    assert 0 < max(Watches.seen) < 1e-4  # of their own they are a thousand times as large
+
+
 def test_a_killed_federation_goes_on_bit_by_bit_and_counts_every_step_once(begin):
     arguments = {"strategy": None, "fraction": 0.7, "privacy": {"batch_size": [8, 4, 16]}}
     whole = begin("whole", rounds=4, **{**arguments, "strategy": RobustHDP(refresh_every=2)})
@@ -339,11 +375,13 @@ def test_a_ledger_keeps_its_budget_and_its_accountant():
         ({"epsilon": [1.0, 2.0]}, "there must be one epsilon for each of the 10 clients, got 2"),
         ({"epsilon": "Dist4"}, "Dist4 is for 20, 40 or 60 clients, got 10"),
         ({"delta": 1.0}, r"federation.privacy.delta must be in \(0, 1\), got 1.0"),
-        ({"delta": [0.1]}, "one epsilon for each of the 10 clients, got 1"),
+        ({"delta": [0.1]}, "one delta for each of the 10 clients, got 1"),
         ({"batch_size": 0}, "the batch size of client 0 must be positive"),
         ({"max_grad_norm": 0.0}, "federation.privacy.max_grad_norm must be positive"),
         ({"accountant": "gdp"}, "federation.privacy.accountant must be one of rdp, prv, classic_rdp, got 'gdp'"),
         ({"liars": 11}, r"federation.privacy.liars must be in \[0, 10\], got 11"),
+        ({"max_physical_batch": 0}, "federation.privacy.max_physical_batch must be at least 1, got 0"),
+        ({"grad_sample_mode": "gost"}, "federation.privacy.grad_sample_mode must be hooks or ghost, got 'gost'"),
         ({"lie": -1.0}, "federation.privacy.lie must be positive"),
     ],
 )

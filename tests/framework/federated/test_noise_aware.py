@@ -262,8 +262,9 @@ def test_clients_alike_are_weighed_alike(monkeypatch):
 
 
 def test_a_client_that_does_not_tell_what_is_needed_is_named():
-    with pytest.raises(ValueError, match=r"client 2 sent declared-epsilon 0.0: it must be a positive number"):
-        server(WeiAvg(), epsilons=(1.0, 1.0, 0.0, 1.0, 1.0, 1.0)).train(1)
+    report = server(WeiAvg(), epsilons=(1.0, 1.0, 0.0, 1.0, 1.0, 1.0)).train(1)
+    assert [each.outcome for each in report.clients] == ["used"] * 2 + ["rejected"] + ["used"] * 3
+    assert report.clients[2].detail == "it sent declared-epsilon 0.0, which must be a positive number"
     with pytest.raises(ValueError, match=r"federation.privacy must be set for Oracle, which asks clients for noise"):
         Federation(strategy=Oracle())
 

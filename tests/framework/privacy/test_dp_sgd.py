@@ -255,6 +255,22 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, clipping):
         assert kept["callbacks"]["DPSGD"]["history"]["steps"] == [kept["global_step"]]
 
 
+def test_a_seed_that_was_known_stays_known(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    fit(private(seed=1), None, None, saver, enable_checkpointing=True)
+    later = private()
+    fit(later, ckpt_path=saver.best_model_path, max_epochs=2)
+    assert later.seeded
+    assert not private().seeded
+
+
+def test_a_loss_that_cannot_be_compared_is_told():
+    dp = private()
+    with pytest.warns(UserWarning, match="was not checked: Noisy.training_step, or the data, draw random numbers"):
+        fit(dp, Noisy())
+    assert dp.unchecked
+
+
 def test_another_accountant_cannot_go_on(tmp_path):
     saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     fit(private(), None, None, saver, enable_checkpointing=True)
@@ -308,7 +324,7 @@ def test_workers_and_pieces_and_bf16_and_adam_go_together():
             optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
-    module, dp = Adam(), private(max_physical_batch=4, grad_sample_mode="ghost")
+    module, dp = Adam(), private(max_physical_batch=4)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lr_scheduler.step")
         fit(dp, module, Data(num_workers=1), precision="bf16-mixed", max_epochs=2)
@@ -395,6 +411,38 @@ class MeanOfTokens(Net):
         return (each * words).sum() / words.sum()
 
 
+class Loose(Net):
+    """Uses a weight, but not its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.free = nn.Linear(4, 2)
+
+    def loss(self, batch):
+        x = batch[0][:, :4]
+        return nn.functional.cross_entropy(self.net(x) + nn.functional.linear(x, self.free.weight), batch[1])
+
+
+class Tied(Net):
+    """Uses a weight in its layer, and outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.square = nn.Linear(4, 4)
+
+    def loss(self, batch):
+        x = batch[0][:, :4]
+        return nn.functional.cross_entropy(self.net(self.square(x) + x @ self.square.weight), batch[1])
+
+
+class Noisy(Net):
+    """Draws random numbers of its own."""
+
+    def loss(self, batch):
+        x = batch[0][:, :4]
+        return nn.functional.cross_entropy(self.net(x + 0.1 * torch.randn_like(x)), batch[1])
+
+
 class Summed(Net):
     def loss(self, batch):
         return nn.functional.cross_entropy(self.net(batch[0][:, :4]), batch[1], reduction="sum")
@@ -439,6 +487,14 @@ class Grows(StageCallback):
         ({}, {"module": Recurrent()}, ValueError, r"memory \(LSTM\) of Recurrent has no gradient per example"),
         ({}, {"module": Contrastive()}, ValueError, "Contrastive.training_step depends on the other examples"),
         ({}, {"module": MeanOfTokens()}, ValueError, "MeanOfTokens.training_step depends on the other examples"),
+        ({}, {"module": Loose()}, ValueError, "free.weight is used outside of its layer's forward"),
+        ({}, {"module": Tied()}, ValueError, "the gradients per example of Tied do not add up to its gradient"),
+        (
+            {"grad_sample_mode": "ghost"},
+            {"precision": "bf16-mixed"},
+            ValueError,
+            "32-true or 64-true .* got bf16-mixed",
+        ),
         ({}, {"module": Summed()}, ValueError, "loss_reduction must be sum, got mean"),
         ({"loss_reduction": "sum"}, {}, ValueError, "loss_reduction must be mean, got sum"),
         ({}, {"module": StepsItself()}, RuntimeError, "StepsItself has not stepped through Lightning's"),

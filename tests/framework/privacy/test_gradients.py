@@ -99,6 +99,23 @@ def test_ghost_clipping_is_hooks_to_the_fifth_digit():
     assert (results[0] - results[1]).norm() <= 1e-5 * results[0].norm()
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan, 1e38])
+@pytest.mark.parametrize(("mode", "clipping"), [("hooks", "flat"), ("hooks", "adaptive"), ("ghost", "flat")])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_an_example_without_a_finite_gradient_counts_for_nothing(mode, clipping, pieces, bad):
+    net, x, y = case("image", items=8)
+    results = []
+    for rows in (slice(0, 8), slice(0, 7)):
+        twin, images = copy.deepcopy(net), x.clone()
+        images[7] = bad
+        gradients = private(twin, mode=mode, clipping=clipping, max_grad_norm=0.3)
+        results.append(run(gradients, twin, images[rows], y[rows], pieces if rows.stop == 8 else 1))
+    if clipping == "flat":
+        for got, without in zip(*results, strict=True):
+            assert torch.allclose(got, without, atol=1e-6)
+    assert all(grad.isfinite().all() for grad in results[0])
+
+
 def test_per_layer_clipping_bounds_every_tensor_and_the_whole():
     net, x, y = case("image", items=1)
     count = len(list(net.parameters()))
