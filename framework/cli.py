@@ -87,6 +87,7 @@ def main(args: list[str] | None = None) -> None:
     given = [each for each in given if each != "--debug"]
     try:
         run(given)
+        _leave_group()
     except SystemExit as error:
         if _interrupted(error):
             raise SystemExit(130) from None
@@ -192,6 +193,13 @@ def _expected(error: Exception) -> bool:
     if exceptions is not None and isinstance(error, exceptions.MisconfigurationException):
         return True
     return isinstance(error, ValueError | TypeError | FileNotFoundError) and not vars(error).get("in_training")
+
+
+def _leave_group() -> None:
+    """End what processes of a run talked through: its threads, if left to the interpreter's end, may abort it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _traceback() -> NoReturn:
