@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments with reward components, collectors, replay that re-prices the past."""
