@@ -46,6 +46,9 @@ class ClientPrivacy:
         secret: Whether batches and noise are drawn from the operating system's randomness. Drawn from the seed of the
             run, who knows the seed can take the noise away again: right for simulations only. ``None``: secret on nodes
             of a deployment, from the seed in simulations.
+        ledger: Folder in which what each client has spent is kept beside its state, as ``client-<number>.json``, and
+            which is believed before the state. For nodes: with it a budget is one for all runs on the same data, and
+            survives a restart of the node. Each data set needs a folder of its own.
 
     Raises:
         ValueError: If a value is out of range, naming it.
@@ -63,6 +66,7 @@ class ClientPrivacy:
     max_physical_batch: int | None = None
     grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
     secret: bool | None = None
+    ledger: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("max_grad_norm", self.max_grad_norm), ("lie", self.lie)):

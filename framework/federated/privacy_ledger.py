@@ -1,10 +1,13 @@
-"""What a client may spend and has spent: kept in its Flower context from round to round, and told to nobody."""
+"""What a client may spend and has spent: kept in its Flower context, or a file of its node, and told to nobody."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import ConfigRecord
@@ -66,6 +69,9 @@ class Ledger:
         self.rate, self.steps = batch_size / items, steps
         self.accountant = make_accountant(privacy.accountant)
         self._privacy, self._batch_size, self._declared = privacy, batch_size, privacy.declares(client, clients)
+        self._file = None if privacy.ledger is None else LedgerFile(privacy.ledger, client)
+        if self._file is not None:
+            record = self._file.read() or record
         if record is None:
             self.planned = steps * rounds
             self.noise = _solved(self.epsilon, self.delta, self.rate, self.planned, privacy.accountant)
@@ -100,7 +106,7 @@ class Ledger:
         return self._callback
 
     def close(self, trainer: Trainer, module: LightningModule) -> ConfigRecord:
-        """The ledger after a round, for the client's state.
+        """The ledger after a round, for the client's state; its file, if it has one, is written.
 
         Args:
             trainer: Which has trained.
@@ -118,10 +124,13 @@ class Ledger:
         energy = noise_energy(
             trainer.global_step, rate, trained, self._privacy.max_grad_norm, self.noise, self._batch_size
         )
-        return ConfigRecord({
+        record = ConfigRecord({
             "epsilon": self.epsilon, "delta": self.delta, "planned": self.planned, "noise_multiplier": self.noise,
             "energy": energy, **history_to_lists(self.accountant),
         })  # fmt: skip
+        if self._file is not None:
+            self._file.write(record)  # before anything is sent
+        return record
 
     def told(self, needs: str, record: ConfigRecord) -> dict[str, float]:
         """What the client tells a strategy that needs more than its update.
@@ -133,6 +142,52 @@ class Ledger:
         if needs == "epsilon":
             return {EPSILON: self._declared}
         return {NOISE: float(cast(float, record["energy"]))} if needs == "noise" else {}
+
+
+class LedgerFile:
+    """What a client has spent in all runs, in a file of its node.
+
+    Args:
+        folder: Folder of such files, made when it is first written to.
+        client: Number of the client.
+    """
+
+    def __init__(self, folder: str, client: int) -> None:
+        self.path = Path(folder).expanduser() / f"client-{client}.json"
+
+    def read(self) -> ConfigRecord | None:
+        """The record of the last round; ``None`` if there has been none.
+
+        Raises:
+            ValueError: If the file holds something else. To train on as if nothing had been spent would be a breach.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            record = ConfigRecord(json.loads(self.path.read_text(encoding="utf-8")))
+            missing = _KEYS - record.keys()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} is no ledger of privacy ({error}): restore it, or train no more") from None
+        if missing:
+            raise ValueError(f"{self.path} is no ledger of privacy (it lacks {', '.join(sorted(missing))})")
+        return record
+
+    def write(self, record: ConfigRecord) -> None:
+        """Keep a record, on the disk when this returns; a kill leaves the old one or the new one.
+
+        Args:
+            record: As ``Ledger.close`` made it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(f".{self.path.name}.new")
+        with open(fresh, "w", encoding="utf-8") as file:
+            json.dump(dict(record), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self.path)
+
+
+_KEYS = {"epsilon", "delta", "planned", "noise_multiplier", "energy", "mechanism", "noise", "rate", "steps"}
 
 
 def steps_of(items: int, batch_size: int, epochs: int | None, steps: int | None) -> int:

@@ -20,7 +20,7 @@ from framework.federated.client import PRIVACY
 from framework.federated.client_privacy import ClientPrivacy
 from framework.federated.noise_aware import EqualWeights, Oracle, RobustHDP, WeiAvg
 from framework.federated.partition import Quantity
-from framework.federated.privacy_ledger import Ledger, noise_energy, spent
+from framework.federated.privacy_ledger import Ledger, LedgerFile, noise_energy, spent
 from framework.federated.selective import SelectiveFedAvg
 from framework.privacy.accounting import epsilon_after, epsilon_spent, make_accountant, noise_multiplier
 from framework.privacy.dp_sgd import DPSGD
@@ -366,6 +366,41 @@ def test_a_ledger_keeps_its_budget_and_its_accountant():
     assert epsilon_after(accountant, first.noise, 8 / 64, 4, 1e-3) < 2
     assert other.refusal() == ""
     assert epsilon_spent(accountant, 1e-3) < 2
+
+
+def test_a_ledger_file_makes_a_budget_one_for_all_runs(begin, tmp_path):
+    """A run, a node that lost its state in the middle of it, and a second run on the same data."""
+    file = {"ledger": str(tmp_path / "ledger")}
+    plain = begin(rounds=3, directory="plain")
+    plain.run()
+    kept = begin(rounds=3, directory="kept", privacy=file)
+    fit, messages = kept.client._fit, []
+
+    def forgetful(module, partition, config, context, ledger=None):
+        metrics = fit(module, partition, config, context, ledger)
+        messages.append(partition)
+        context.state.config_records.pop(PRIVACY)  # as Flower does when a SuperNode ends
+        return metrics
+
+    kept.client._fit = forgetful
+    kept.run()
+    assert len(messages) == 9
+    for client, state in enumerate(ledgers(plain)):
+        stored = LedgerFile(file["ledger"], client).read()
+        assert dict(stored) == dict(state)  # to the bit: numbers survive the file
+    again = begin(rounds=3, directory="again", privacy=file)
+    with pytest.raises(RuntimeError, match="privacy budget"):
+        again.run()
+    for client, state in enumerate(ledgers(plain)):
+        assert dict(LedgerFile(file["ledger"], client).read()) == dict(state)
+
+
+def test_a_ledger_file_that_cannot_be_read_is_never_taken_for_an_unspent_budget(tmp_path):
+    privacy = ClientPrivacy(**QUICK, epsilon=2.0, ledger=str(tmp_path))
+    for text in ('{"epsilon": 2.0', "[1, 2]", '{"epsilon": 2.0, "noise": {}}', '{"epsilon": 2.0}'):
+        (tmp_path / "client-0.json").write_text(text)
+        with pytest.raises(ValueError, match=r"client-0.json is no ledger of privacy"):
+            Ledger(privacy, 0, 3, 32, 8, 4, 2)
 
 
 @pytest.mark.parametrize(
