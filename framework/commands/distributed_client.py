@@ -33,17 +33,18 @@ class DistributedClient:
         values: The merged configuration, as YAML, with ``trainer.devices`` as they are to be.
         devices: How many.
         single: The client on one device.
+        timeout: Seconds after which the ranks are killed: the server no longer waits then.
     """
 
-    def __init__(self, values: str, devices: int, single: Client) -> None:
-        self._values, self._devices = values, devices
+    def __init__(self, values: str, devices: int, single: Client, timeout: float) -> None:
+        self._values, self._devices, self._timeout = values, devices, timeout
         self.evaluate, self.importance, self.introduce = single.evaluate, single.importance, single.introduce
 
     def train(self, message: Message, context: Context) -> Message:
         """See :class:`framework.federated.client.LightningClient`.
 
         Raises:
-            RuntimeError: If a rank fails, with its error.
+            RuntimeError: If a rank fails, with its error, or if they take too long.
         """
         with tempfile.TemporaryDirectory(prefix="fulgurite-") as name:
             folder = Path(name)
@@ -56,7 +57,11 @@ class DistributedClient:
                 sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._devices}",
                 "-m", __name__, str(folder),
             ]  # fmt: skip
-            code = _run(command)
+            code = _run(command, self._timeout)
+            if code is None:
+                raise RuntimeError(
+                    f"training on {self._devices} devices took longer than federation.timeout, {self._timeout:g} s"
+                )
             if code or not (folder / ANSWER).is_file():
                 told = folder / ERROR
                 reason = told.read_text(encoding="utf-8") if told.is_file() else f"exit code {code}"
@@ -82,12 +87,18 @@ def devices_of(values: Mapping[str, Any]) -> int:
     return given if isinstance(given, int) else 1
 
 
-def _run(command: list[str]) -> int:
-    """Run a command that finds packages where this process does; it leaves no rank behind, whatever ends this one."""
+def _run(command: list[str], timeout: float) -> int | None:
+    """Run a command that finds packages where this process does; it leaves no rank behind, whatever ends this one.
+
+    Returns:
+        Its exit code, or ``None`` if it was killed for taking longer than ``timeout`` seconds.
+    """
     path = os.pathsep.join(dict.fromkeys([*(part for part in sys.path if part), os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
     try:
-        return process.wait()
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -138,7 +138,8 @@ def client_of(values: str, fingerprint: str = "") -> Client:
     if devices == 1:
         return ClientCLI(configuration, fingerprint).client
     configuration.values["trainer"] |= {"devices": 1, "strategy": "auto"}
-    return DistributedClient(values, devices, ClientCLI(configuration, fingerprint).client)
+    single = ClientCLI(configuration, fingerprint)
+    return DistributedClient(values, devices, single.client, single.federation.timeout)
 
 
 def client_configuration(values: str) -> Configuration:

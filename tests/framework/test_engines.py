@@ -117,3 +117,6 @@ def test_a_client_on_two_devices_takes_the_steps_of_one_with_twice_the_batch(pro
     assert torch.allclose(trained["layer.weight"][0], -0.01 * gradient, atol=1e-6)
     with pytest.raises(RuntimeError, match="training on 2 devices failed: ValueError: a true bug"):
         client("--model.fail step --trainer.devices 2").train(message({"server-round": 1}, state), context())
+    # Ranks need seconds to start alone.
+    with pytest.raises(RuntimeError, match=r"training on 2 devices took longer than federation.timeout, 0.5 s"):
+        client("--federation.timeout 0.5 --trainer.devices 2").train(message({"server-round": 1}, state), context())
