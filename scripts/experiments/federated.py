@@ -86,11 +86,13 @@ def records_of(record: Record, metric: str) -> list[dict[str, Any]]:
         metric: What to call its values.
     """
     columns = record.curves
+    clock = columns.get("seconds", [0.0] * len(columns["round"]))
     made, before = [], {"up": 0.0, "flops": 0.0}
     for i, number in enumerate(columns["round"]):
         client = {name: columns[name][i] - before[name] for name in before if name in columns}
         before |= {name: columns[name][i] for name in before if name in columns}
-        made.append({"round": number, "metrics": {metric: columns["value"][i]}, "clients": [{"up": 0.0, **client}]})
+        metrics, sent = {metric: columns["value"][i]}, [{"up": 0.0, **client}]
+        made.append({"round": number, "metrics": metrics, "clients": sent, "clock": clock[i]})
     return made
 
 
