@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,7 @@ RUNS = {
 }
 COMMANDS = {
     **RUNS,
+    "supervise": "start fit or federate, and restart it from its last checkpoint until it is done",
     "methods": "list the configurations and overlays there are",
     "ettr": "estimate training under failures: effective time, checkpoint interval, failure rates",
 }
@@ -80,17 +82,21 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With code 2 after one line on stderr for a mistake of the user (or the environment) before training,
-            130 after an interrupt, 1 after the traceback of any other error. Success returns ``None``.
+            130 after an interrupt, 143 after SIGTERM in training, 1 after the traceback of any other error. Success
+            returns ``None``.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
-    given = [each for each in given if each != "--debug"]
+    if given[:1] != ["supervise"]:  # which hands it on
+        given = [each for each in given if each != "--debug"]
     try:
         run(given)
         _leave_group()
     except SystemExit as error:
         if _interrupted(error):
             raise SystemExit(130) from None
+        if type(error).__name__ == "SIGTERMException":  # Lightning's, which has no code: the run is not done
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -143,6 +149,13 @@ def run(args: list[str]) -> FulguriteCLI | None:
 
         ettr(rest)
         return None
+    if command == "supervise":
+        from framework.commands.supervise import run as supervise
+
+        code = supervise(rest)
+        if code:
+            raise SystemExit(code)
+        return None
     if "-h" in rest or "--help" in rest:
         checkpoint = _CHECKPOINT.get(command, _CHECKPOINT["validate"])
         sys.stdout.write(
@@ -158,6 +171,10 @@ def run(args: list[str]) -> FulguriteCLI | None:
 
 
 def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
+    if "FULGURITE_ATTEMPT" in os.environ and "LOCAL_RANK" in os.environ:
+        from framework.reliability.supervisor_processes import die_with_parent
+
+        die_with_parent(os.getppid())  # a rank that the first one has started
     from framework.configuration import Configuration, pairs
 
     given = pairs(rest)

@@ -34,6 +34,7 @@ SMALL = [
 #: Overlays that the matrix leaves out.
 EXCLUDED = {
     "overlays/ddp": "takes two processes: tests/test_processes.py",
+    "overlays/failure_injection": "kills its process: tests/test_failure_matrix.py",
     "overlays/debug/fast": "is what test_every_configuration_fits_and_tests runs",
 }
 #: Modules, or configurations, with which an overlay cannot go, and the line that says so.

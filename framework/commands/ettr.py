@@ -1,4 +1,4 @@
-"""``fulgurite ettr``: training under failures, by formula, by simulation and from traces; imports no torch."""
+"""``fulgurite ettr``: training under failures, by formula, by simulation, from traces and ledgers; imports no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ COMMANDS = {
     "optimum": "the best checkpoint interval",
     "simulate": "ETTR by Monte Carlo, also for failures in bursts or as in a trace",
     "fit": "failure rate, distribution and mean time to failure from a trace",
+    "cluster": "many jobs on one cluster: queues, preemption cascades, repairs, lemon nodes",
+    "lemons": "nodes that fail far more often than others, and how well their history tells",
+    "measure": "ETTR, failures and lost work of a real run, from its ledger",
 }
 
 HELP = f"""usage: fulgurite ettr <command> [--<option> <value>]...
@@ -30,6 +33,8 @@ examples
   fulgurite ettr optimum --gpus 16384 --failure-rate 6.5e-3 --checkpoint-write 5min
   fulgurite ettr simulate --gpus 16384 --failure-rate 6.5e-3 --checkpoint-interval 30min --gaps weibull --shape 0.8
   fulgurite ettr fit --trace failures.csv --nodes 512 --picture mttf.png
+  fulgurite ettr cluster --gpus 16384 --failure-rate 6.5e-3 --lemons 0.012
+  fulgurite ettr lemons --trace failures.csv --nodes 512
 """
 
 

@@ -82,6 +82,7 @@ class FederatedRun:
         self.best: tuple[int, float | None] = (0, None)
         self.best_file: Path | None = None
         self.finished = 0
+        self._begun = False
         self.history: list[RoundReport] = []
 
     def connect(self, grid: PartitionGrid) -> None:
@@ -160,7 +161,9 @@ class FederatedRun:
         """
         state = self.files.load(self.grid.contexts)
         if state is None:
+            self._forget(0)  # a start that was killed before it had saved anything may have logged something
             return 0
+        self._begun = True
         if not state.get("here", True):
             self.check_stateless()
         self.finished = int(state["round"])
@@ -168,10 +171,7 @@ class FederatedRun:
         self.best = (int(state["best"][0]), state["best"][1])
         self.best_file = self.directory / CHECKPOINTS / state["best_file"] if state["best_file"] else None
         load_strategy_state(self.federation.strategy, state["strategy"])
-        for logger in self.loggers:
-            if isinstance(logger, MetricsLog):
-                logger.forget(self.finished + 1)
-        self._forget_rounds()
+        self._forget(self.finished + 1)
         return self.finished
 
     def run(self) -> None:
@@ -186,7 +186,7 @@ class FederatedRun:
         self.directory.mkdir(parents=True, exist_ok=True)
         with _undisturbed():
             self.check()
-            if not self.finished:
+            if not self._begun:
                 self._show_partition()
                 self._finish(RoundReport(0, metrics=self._evaluate()), [])
             left = range(self.finished + 1, self.federation.rounds + 1)
@@ -307,12 +307,16 @@ class FederatedRun:
             torch.manual_seed(self.workplace.seed)
             return mean_loss_of(self.module), next(iter(self.client.batches(0)))
 
-    def _forget_rounds(self) -> None:
+    def _forget(self, first: int) -> None:
+        """Drop what was logged of a round and of those after it."""
+        for logger in self.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.forget(first)
         path = self.directory / ROUNDS
         if not path.is_file():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] <= self.finished]
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < first]
         fresh = path.with_name(f".{path.name}.new")
         fresh.write_text("".join(kept), encoding="utf-8")
         os.replace(fresh, path)

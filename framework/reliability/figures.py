@@ -75,7 +75,9 @@ def size_figure(
     if published:
         for seen, marker, label in ((True, "s", "reported for RSC-1, observed"), (False, "D", "reported, projected")):
             points = [
-                (case.gpus, case.reported / 60) for case in CASES if case.what == "mttf" and case.observed is seen
+                (case.gpus, case.reported / 60)
+                for case in CASES
+                if case.what == "mttf" and case.reported and case.observed is seen
             ]
             axes.plot(*zip(*points), f"k{marker}", mfc="none", ls="", label=label)
     axes.set(
@@ -83,7 +85,7 @@ def size_figure(
     )
     if finite and any(math.isinf(each.high) for each in finite):
         shown = [size.mttf / 60 for size in sizes] + [each.median / 60 for each in finite]
-        shown += [case.reported / 60 for case in CASES if published and case.what == "mttf"]
+        shown += [case.reported / 60 for case in CASES if published and case.what == "mttf" and case.reported]
         axes.set_ylim(min(shown) / 2, 4 * max(shown))
     axes.legend(frameon=False)
     return figure

@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
     Attributes:
         what: ``mttf`` (minutes) or ``ettr``.
-        reported: The figure.
+        reported: The figure; ``None`` for a case that is described without one.
         gpus: Size of the job.
         node_rate: Failures per node-day.
         interval: Minutes between checkpoints.
@@ -43,7 +43,7 @@ class Case(NamedTuple):
     """
 
     what: Literal["mttf", "ettr"]
-    reported: float
+    reported: float | None
     gpus: int
     node_rate: float
     interval: float = 60.0
@@ -69,6 +69,7 @@ CASES = [
     Case("ettr", 0.5, 100_000, RSC_1, 7, remark="the first-order form only"),
     Case("ettr", 0.5, 100_000, RSC_2, 21, remark="would take restarts of about 14 min"),
     Case("ettr", 0.9, 100_000, RSC_2, 2, restart=2, remark="said to need these; enough they are"),
+    Case("ettr", None, 12_000, RSC_1, write=5, rule="young", remark="the case that the next two improve"),
     Case("ettr", 0.9, 12_000, 1e-3, write=5, rule="young"),
     Case("ettr", 0.9, 12_000, RSC_1, write=1 / 6, rule="young"),
 ]
@@ -85,7 +86,7 @@ class Compared:
         value: By the formula of the study: MTTF in minutes, or the first-order ETTR.
         exact: Exact ETTR; for an MTTF the same as ``value``.
         valid: Whether the first-order form is valid there.
-        follows: Whether ``value`` is within ``TOLERANCE`` of the reported figure.
+        follows: Whether ``value`` is within ``TOLERANCE`` of the reported figure; ``None`` without one.
         implied: Failures per node-day that an MTTF implies; ``None`` for an ETTR.
     """
 
@@ -94,7 +95,7 @@ class Compared:
     value: float
     exact: float
     valid: bool
-    follows: bool
+    follows: bool | None
     implied: float | None
 
 
@@ -107,7 +108,7 @@ def _compared(case: Case) -> Compared:
     rate = job_rate(case.node_rate, case.gpus)
     if case.what == "mttf":
         value = mttf(rate)
-        implied = node_rate(1 / case.reported, case.gpus)
+        implied = node_rate(1 / case.reported, case.gpus) if case.reported else None
         return Compared(case, case.interval, value, value, True, _near(value, case.reported), implied)
     job = with_rule(Job(rate, case.interval, case.write, case.restart, case.queue), case.rule)
     linear = ettr_linear(job)
@@ -115,5 +116,5 @@ def _compared(case: Case) -> Compared:
     return Compared(case, job.interval, linear.value, ettr_exact(job), linear.valid, near, None)
 
 
-def _near(value: float, reported: float) -> bool:
-    return abs(value / reported - 1) <= TOLERANCE
+def _near(value: float, reported: float | None) -> bool | None:
+    return None if reported is None else abs(value / reported - 1) <= TOLERANCE

@@ -46,7 +46,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_rooms_and_every_config_and_nothing_else(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
-    expected = {str(path.relative_to(ROOT)) for path in [*SOURCES, *(ROOT / "configs").rglob("*.yaml")]}
+    tables = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "framework").rglob("*.yaml")]
+    expected = {str(path.relative_to(ROOT)) for path in [*SOURCES, *tables]}
     assert expected <= inside
     about = f"fulgurite-{PROJECT['version']}.dist-info"
     assert {name.split("/")[0] for name in inside} == {*ROOMS, "configs", about}

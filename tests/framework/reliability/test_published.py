@@ -29,7 +29,13 @@ def test_what_follows_from_the_formulas():
         assert each.value == pytest.approx(value, abs=5e-4)
     assert found("ettr", 100_000, interval=7).exact == pytest.approx(0.615, abs=5e-4)
     assert not found("ettr", 100_000, interval=7).valid
-    assert [round(each.value, 4) for each in compared() if each.case.rule == "young"] == [0.8979, 0.9205]
+    assert [round(each.value, 4) for each in compared() if each.case.rule == "young"] == [0.7398, 0.8979, 0.9205]
+
+
+def test_a_case_without_a_figure_is_neither():
+    base = found("ettr", 12_000, reported=None)
+    assert base.follows is None
+    assert base.value == pytest.approx(0.740, abs=5e-4)
 
 
 def test_what_does_not_is_marked():
@@ -41,7 +47,7 @@ def test_what_does_not_is_marked():
     twenty_one = found("ettr", 100_000, interval=21)
     assert not twenty_one.follows
     assert twenty_one.value == pytest.approx(0.685, abs=5e-4)
-    assert {each.case.gpus for each in compared() if not each.follows} == {8, 1024, 4096, 100_000}
+    assert {each.case.gpus for each in compared() if each.follows is False} == {8, 1024, 4096, 100_000}
 
 
 @pytest.mark.parametrize(
