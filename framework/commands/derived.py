@@ -15,7 +15,7 @@ from framework.commands.messages import condense, instantiate
 from framework.errors import ConfigurationError
 
 #: Attributes of a DataModule that fill the model's arguments of the same name.
-DERIVED = ("inputs", "classes", "nodes", "words", "characters", "tags")
+DERIVED = ("inputs", "classes", "nodes", "words", "characters", "tags", "actions")
 
 
 def make_data(section: dict[str, Any] | None, only_if_derived_from: bool = False) -> LightningDataModule | None:

@@ -76,8 +76,8 @@ def values_table(
         reference: Published number by row and label of a column, such as ``97.3 (0.4) unverified``.
         source: Where in the paper those stand.
     """
-    heads = _columns(columns, metric, mode, percent)
-    labels = _rows(rows)
+    heads = columns_of(columns, metric, mode, percent)
+    labels = rows_of(rows)
     published = {row: _published(row, cells, heads) for row, cells in (reference or {}).items()}
     unknown = set(published) - set(labels)
     if unknown:
@@ -105,7 +105,7 @@ def values_table(
                 cells.append(published.get(row, {}).get(column.label, (NONE, ""))[0])
         table.append(cells)
     marks = {known for cells in published.values() for _, known in cells.values()}
-    caption = f"{_what(heads)}: mean ± half the width of the 95 % t-interval{_over(counts)}."
+    caption = f"{described(heads)}: mean ± half the width of the 95 % t-interval{_over(counts)}."
     if best:
         caption += " Bold: best mean of a column."
     if with_paper:
@@ -137,7 +137,7 @@ def differences_table(
         percent: Whether it is shown times 100.
         decimals: Decimals shown.
     """
-    heads, labels = _columns(columns, metric, mode, percent), _rows(rows)
+    heads, labels = columns_of(columns, metric, mode, percent), rows_of(rows)
     other = against if isinstance(against, str) else f"the mean of {', '.join(against)}"
     differences = {
         (row, column): compare(records, row, against, column.data, column.metric) for row in labels for column in heads
@@ -154,7 +154,7 @@ def differences_table(
             cells.append(f"**{cell}**" if interval is not None and (interval.low > 0 or interval.high < 0) else cell)
         table.append(cells)
     return table, (
-        f"{_what(heads)}, difference to {other} on the same seeds: mean ± half the width of the 95 % t-interval"
+        f"{described(heads)}, difference to {other} on the same seeds: mean ± half the width of the 95 % t-interval"
         f"{_over(counts)}. Bold: the interval excludes zero."
     )
 
@@ -171,7 +171,7 @@ def choices_table(
             ``percent``.
         most: Choices shown of a cell; the others are counted.
     """
-    heads, labels = _columns(columns, "", "max", True), _rows(rows)
+    heads, labels = columns_of(columns, "", "max", True), rows_of(rows)
     table = [["", *(column.label for column in heads)]]
     for row, label in labels.items():
         cells = [label]
@@ -213,7 +213,7 @@ def reach_table(
         decimals: Decimals shown.
         at: Position on the curve of ``against`` whose height is to be reached, instead of the finished run's.
     """
-    heads, labels = _columns(columns, metric, mode, percent), _rows(rows)
+    heads, labels = columns_of(columns, metric, mode, percent), rows_of(rows)
     table = [["", *(column.label for column in heads)]]
     for row, label in labels.items():
         cells = [label]
@@ -231,7 +231,7 @@ def reach_table(
                 cell = f"{cell} ({len(there)} of {len(found)} seeds)" if there else f"not reached ({len(found)} seeds)"
             cells.append(cell)
         table.append(cells)
-    what = _what([dataclasses.replace(column, percent=False) for column in heads])
+    what = described([dataclasses.replace(column, percent=False) for column in heads])
     where = "" if at is None else f" at {100 * at:g} %" if percent else f" at {at:g}"
     return table, (
         f"`{x}`{' in %' if percent else ''} at which a seed first reaches {100 * fraction:g} % of what {against} "
@@ -243,7 +243,12 @@ def reach_table(
 # Parts of tables
 
 
-def _columns(columns: Sequence[Any], metric: str, mode: str, percent: bool) -> list[Column]:
+def columns_of(columns: Sequence[Any], metric: str, mode: str, percent: bool) -> list[Column]:
+    """Columns with the table's own metric, mode and percent where they name none.
+
+    Raises:
+        ValueError: If a column names no data, or its mode is neither ``max`` nor ``min``.
+    """
     heads = []
     for given in columns:
         fields = {"data": given} if isinstance(given, str) else dict(given)
@@ -271,7 +276,7 @@ def scaled(interval: Interval, factor: float) -> Interval:
     return interval._replace(estimate=factor * interval.estimate, low=low, high=high)
 
 
-def _rows(rows: Sequence[Any]) -> dict[str, str]:
+def rows_of(rows: Sequence[Any]) -> dict[str, str]:
     """Label by row."""
     pairs = [(row, row) if isinstance(row, str) else (row["row"], row.get("label", row["row"])) for row in rows]
     return dict(pairs)
@@ -304,7 +309,8 @@ def shown_interval(interval: Interval | None, decimals: int, counts: set[int], s
     return text if len(counts) == 1 else f"{text} (n = {interval.n})"
 
 
-def _what(heads: Sequence[Column]) -> str:
+def described(heads: Sequence[Column]) -> str:
+    """The metrics of columns, for a caption."""
     shown = {f"{column.metric}{' in %' if column.percent else ''}" for column in heads}
     return ", ".join(f"`{name}`" if " " not in name else f"`{name[:-5]}` in %" for name in sorted(shown))
 

@@ -8,8 +8,8 @@ A document holds a place for a table between two lines::
 and ``docs/results/lds.yaml`` says what the table ``accuracy`` shows of the records in ``docs/results/lds.json``; in
 ``docs/methods/lds.md`` the name alone will do. Kinds of tables: ``values`` (mean and interval, beside published
 numbers), ``differences`` (paired, against one row), ``choices`` (hyper-parameters picked per seed), ``reach`` (how far
-along its curve a row gets to a level), ``methods`` (one line a method), ``benchmark`` (times and memory from
-``docs/results/benchmarks``).
+along its curve a row gets to a level), ``iqm`` (interquartile mean with a bootstrap interval), ``methods`` (one line a
+method), ``benchmark`` (times and memory from ``docs/results/benchmarks``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from framework import configuration
 from framework.evaluation.overview_tables import benchmark_table, methods_table
 from framework.evaluation.record_tables import Cells, choices_table, differences_table, reach_table, values_table
 from framework.evaluation.records import read_records
+from framework.evaluation.robust_tables import iqm_table
 
 _PLACE = re.compile(
     r"^<!-- table: (?P<name>\S+) -->\n(?P<body>.*?)(?P<end>^<!-- end table -->$|\Z)", re.DOTALL | re.MULTILINE
 )
 _KINDS: dict[str, Callable[..., tuple[Cells, str]]] = {
-    "values": values_table, "differences": differences_table, "choices": choices_table, "reach": reach_table
+    "values": values_table, "differences": differences_table, "choices": choices_table, "reach": reach_table,
+    "iqm": iqm_table,
 }  # fmt: skip
 
 

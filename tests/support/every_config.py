@@ -11,15 +11,28 @@ FEDERATIONS = [name for name in FILES if name.startswith("federation/")]
 CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
 
 #: Where a user names a file of their own, one of ``make_tiny.everything`` in the working folder. Data sets with a
-#: place of their own are found by FULGURITE_DATA and need no entry.
+#: place of their own are found by FULGURITE_DATA and need no entry. Environments are data, too: a few steps of them.
 PLANTS = ["--data.path", "plants.csv", "--data.label", "species", "--data.id_column", "plant"]
 ENCODER = ["--model.encoder", "encoder", "--model.pretrained", "false"]
+FEW_STEPS = ["--data.learning_starts", "300", "--data.eval_episodes", "2"]
 OWN_FILES = {
     "active_ner/paper_conll2003": ["--data.path", "btc"],
     "active_ner/transformer": ENCODER,
     "classifier/image_folder": ["--data.path", "shapes"],
     "classifier/table": PLANTS,
     "lds/table": PLANTS,
+    **dict.fromkeys(
+        [
+            "reward_curriculum/halfcheetah",
+            "reward_curriculum/hopper",
+            "reward_curriculum/navigation",
+            "rl/halfcheetah_sac",
+            "rl/hopper_sac",
+            "rl/pendulum_sac",
+            "rl/pendulum_td3",
+        ],
+        FEW_STEPS,
+    ),
     "text/ag_news": [*ENCODER, "--data.max_pieces", "64"],
     "text/trec": [*ENCODER, "--data.max_pieces", "64"],
 }

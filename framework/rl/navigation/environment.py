@@ -107,13 +107,14 @@ class VectorNavigation(_Shared, VectorEnv[Observations, ArrayLike, NDArray[Any]]
         Args:
             seed: Robot ``i`` draws its worlds from ``seed + i``, or from the i-th of a list; without one it goes on
                 with its generator, or begins with one from the system.
-            options: ``reset_mask``, shape ``(num_envs,)``, resets some robots only.
+            options: ``reset_mask``, shape ``(num_envs,)``, resets some robots only; the first time it must be all.
 
         Returns:
             Observations and an empty dict.
 
         Raises:
-            ValueError: If there are not as many seeds, or values in the mask, as robots.
+            ValueError: If there are not as many seeds, or values in the mask, as robots, or a robot would begin without
+                a world.
         """
         if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
@@ -127,6 +128,8 @@ class VectorNavigation(_Shared, VectorEnv[Observations, ArrayLike, NDArray[Any]]
             mask = np.asarray(options["reset_mask"], dtype=np.bool_)
             if mask.shape != (self.num_envs,):
                 raise ValueError(f"reset_mask must have shape {(self.num_envs,)}, got {mask.shape}")
+            if not (mask.all() or self.robots.generators):
+                raise ValueError(f"reset_mask must name all robots at the first reset, got {int(mask.sum())} of them")
         if seed is not None:
             new = generators_of(seed)
             kept = self.robots.generators or new

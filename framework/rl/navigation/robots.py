@@ -223,6 +223,8 @@ class Robots:
         packed = arrays["generators"].astype(np.int64)
         while len(self.generators) < len(packed):
             self.generators.append(np.random.Generator(np.random.PCG64(0)))
+        if not len(packed):  # of robots that have no worlds yet
+            self.generators = []
         for generator, words in zip(self.generators, packed):
             _unpack(generator, words)
 

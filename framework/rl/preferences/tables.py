@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,12 @@ def read_components(path: str | Path) -> tuple[dict[str, Array], tuple[str, ...]
         raise ValueError(f"{path} needs a column trajectory and one per component, got {', '.join(frame.columns)}")
     sums: dict[str, Array] = {}
     for line, (trajectory, values) in enumerate(zip(frame["trajectory"], frame[list(names)].to_numpy(object)), start=2):
+        if _empty(trajectory):
+            raise ValueError(f"{path}:{line}: trajectory is empty")
         if str(trajectory) in sums:
             raise ValueError(f"{path}:{line}: trajectory {trajectory} stands there twice")
         for name, value in zip(names, values):
-            if isinstance(value, str | bool) or not math.isfinite(value):
+            if _empty(value) or isinstance(value, str | bool) or not math.isfinite(value):
                 raise ValueError(f"{path}:{line}: {name} must be a finite number, got {value!r}")
         sums[str(trajectory)] = values.astype(np.float64)
     return sums, names
@@ -73,12 +76,13 @@ def read_preferences(path: str | Path) -> list[Pair]:
     pairs: list[Pair] = []
     rankings: dict[str, dict[str, float]] = {}
     for line, (first, second, tie, group) in enumerate(zip(frame[kind[0]], frame[kind[1]], last, groups), start=2):
-        if first != first or second != second:
-            raise ValueError(f"{path}:{line}: {kind[0] if first != first else kind[1]} is empty")
+        if _empty(first) or _empty(second):
+            raise ValueError(f"{path}:{line}: {kind[0] if _empty(first) else kind[1]} is empty")
+        first = str(first)
         if kind[0] == "better":
             if tie not in (0, 1):
                 raise ValueError(f"{path}:{line}: tie must be 0 or 1, got {tie}")
-            pairs.append(Pair(first, second, bool(tie), group))
+            pairs.append(Pair(first, str(second), bool(tie), group))
             continue
         if isinstance(second, str) or not math.isfinite(second):
             raise ValueError(f"{path}:{line}: rank must be a finite number, got {second}")
@@ -89,3 +93,7 @@ def read_preferences(path: str | Path) -> list[Pair]:
     for group, ranking in rankings.items():
         pairs += pairs_of_ranking(ranking, group or "ranking")
     return pairs
+
+
+def _empty(value: Any) -> bool:
+    return value is None or bool(value != value)

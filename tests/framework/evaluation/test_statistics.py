@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from framework.evaluation.statistics import (
     interquartile_mean,
     mean_interval,
     paired_difference,
+    probability_of_improvement,
     stratified_iqm_interval,
 )
 
@@ -140,3 +142,73 @@ def test_bad_input_is_named(call, message):
 
 def test_intervals_are_plain_tuples():
     assert Interval(1.0, 0.0, 2.0, 5) == (1.0, 0.0, 2.0, 5, 0.95)
+
+
+tasks = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]), st.lists(st.integers(-3, 3), min_size=1, max_size=6), min_size=1
+)
+
+
+@given(tasks, st.data())
+def test_probability_of_improvement_counts_pairs(ours, data):
+    other = {task: data.draw(st.lists(st.integers(-3, 3), min_size=1, max_size=6)) for task in ours}
+    shares = []
+    for task, runs in ours.items():
+        won = [(x > y) + (x == y) / 2 for x in runs for y in other[task]]
+        shares.append(sum(won) / len(won))
+    got = probability_of_improvement(ours, other, resamples=50)
+    assert got.estimate == pytest.approx(np.mean(shares))
+    swapped = probability_of_improvement(other, ours, resamples=50)
+    assert swapped.estimate == pytest.approx(1 - got.estimate)
+    assert 0 <= got.low <= got.high <= 1
+
+
+def test_probability_of_improvement_is_the_mann_whitney_statistic():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0.3, size=12), rng.normal(size=15)
+    u = stats.mannwhitneyu(x, y).statistic / (12 * 15)
+    assert probability_of_improvement({"a": x}, {"a": y}, resamples=10).estimate == pytest.approx(u)
+
+
+def test_the_interval_of_improvement_is_that_of_every_possible_resample():
+    # Brute force: all 3^3 x 3^3 resamples, which are equally likely.
+    x, y = [1.0, 2.0, 4.0], [0.0, 2.0, 3.0]
+    shares = [
+        np.mean([(a > b) + (a == b) / 2 for a in ours for b in other])
+        for ours in itertools.product(x, repeat=3)
+        for other in itertools.product(y, repeat=3)
+    ]
+    got = probability_of_improvement({"a": x}, {"a": y}, 0.8, resamples=40_000)
+    assert (got.low, got.high) == pytest.approx(np.quantile(shares, [0.1, 0.9]), abs=0.06)  # they lie 1/18 apart
+    assert got.n == 3
+
+
+def test_the_interval_of_a_stratified_iqm_is_that_of_every_possible_resample():
+    a, b = [0.0, 1.0, 5.0], [2.0, 9.0]
+    everything = [
+        interquartile_mean([*first, *second])
+        for first in itertools.product(a, repeat=3)
+        for second in itertools.product(b, repeat=2)
+    ]
+    got = stratified_iqm_interval({"a": a, "b": b}, 0.8, resamples=40_000)
+    assert (got.low, got.high) == pytest.approx(np.quantile(everything, [0.1, 0.9]), abs=0.34)  # they lie 1/3 apart
+    assert got.estimate == pytest.approx(interquartile_mean([*a, *b]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: probability_of_improvement({}, {}), r"scores of the same tasks, got \[\] and \[\]"),
+        (lambda: probability_of_improvement({"a": [1]}, {"b": [1]}), r"same tasks, got \['a'\] and \['b'\]"),
+        (lambda: probability_of_improvement({"a": []}, {"a": [1]}), r"ours\['a'\] must be a non-empty"),
+        (lambda: probability_of_improvement({"a": [1]}, {"a": [math.inf]}), r"other\['a'\] must be finite"),
+        (
+            lambda: probability_of_improvement({"a": [1]}, {"a": [1]}, resamples=0),
+            "resamples must be at least 1, got 0",
+        ),
+        (lambda: probability_of_improvement({"a": [1]}, {"a": [1]}, 1.0), r"confidence must lie in \(0, 1\), got 1.0"),
+    ],
+)
+def test_bad_input_of_improvement_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

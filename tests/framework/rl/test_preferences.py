@@ -276,6 +276,7 @@ def test_tables(tmp_path):
         (read_preferences, [("better", "worse"), (1, 2), (1, "")], r"f\.csv:3: worse is empty"),
         (read_preferences, [("trajectory", "rank"), (1, "x")], r"f\.csv:2: rank must be a finite number, got x"),
         (read_preferences, [("trajectory", "rank"), (1, 1), (1, 2)], r"f\.csv:3: trajectory 1 is ranked twice"),
+        (read_components, [("trajectory", "goal"), ("", 1)], r"f\.csv:2: trajectory is empty"),
         (read_components, [("trajectory",), (1,)], r"needs a column trajectory and one per component, got trajectory"),
         (read_components, [("trajectory", "goal"), (1, 1), (1, 2)], r"f\.csv:3: trajectory 1 stands there twice"),
         (read_components, [("trajectory", "goal"), (1, "x")], r"f\.csv:2: goal must be a finite number, got 'x'"),

@@ -94,6 +94,9 @@ def test_seeds():
         env.reset(seed=[1, 2])
     with pytest.raises(ValueError, match=r"^reset_mask must have shape \(3,\), got \(2,\)"):
         env.reset(options={"reset_mask": [True, False]})
+    for seed in (None, 3):
+        with pytest.raises(ValueError, match=r"^reset_mask must name all robots at the first reset, got 1 of them"):
+            VectorNavigation(3, record=1).reset(seed=seed, options={"reset_mask": mask})
 
 
 @pytest.mark.parametrize("kind", ["many", "single"])

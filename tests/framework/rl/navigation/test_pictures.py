@@ -95,3 +95,5 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().err == "navigation: error: navigation has no option movign; did you mean moving?\n"
     assert main(["--set", "moving"]) == 2
     assert "--set takes KEY=VALUE, got moving" in capsys.readouterr().err
+    assert main(["--set", "moving=["]) == 2
+    assert capsys.readouterr().err.startswith("navigation: error: --set moving=[ cannot be read as YAML: ")

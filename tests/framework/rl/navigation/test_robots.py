@@ -204,6 +204,10 @@ def test_state_of_other_robots():
     del state["scans"]
     with pytest.raises(ValueError, match=r"scans must have shape \(2, 24, 2\), got None"):
         begun(TASK, range(2)).load_state_dict(state)
+    moved = begun(TASK, [0])
+    moved.load_state_dict(Robots(TASK, 1).state_dict())  # of robots that have no worlds yet
+    with pytest.raises(ValueError, match=r"^robots must be reset before their first step"):
+        moved.step([[0.0, 0.0]])
     strange = begun(TASK, [0])
     strange.generators = [np.random.Generator(np.random.MT19937(0))]
     with pytest.raises(ValueError, match=r"^generators must be PCG64 to be saved, got MT19937"):

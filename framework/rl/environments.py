@@ -1,0 +1,233 @@
+"""Vector environments by name, and their whole state as plain tensors, numbers and strings.
+
+What can be saved, so that a run goes on bit-identically:
+
+- an environment (or vector environment) with ``state_dict()`` and ``load_state_dict(state)`` of its own;
+- MuJoCo tasks of gymnasium: the integration state with warm starts, and the derived positions that the next step reads;
+- gymnasium's classic control and toy text, whose state is numbers and arrays of the object.
+
+With each of these go the generator of random numbers and the counters of wrappers, such as the steps of a time limit.
+Anything else begins new episodes after a resume.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from framework.errors import ConfigurationError
+
+#: Modules whose environments keep their state in plain attributes.
+PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+#: Derived arrays of MuJoCo that lag behind the state by a substep, so that they cannot be computed from it again.
+DERIVED = (
+    "xpos",
+    "xquat",
+    "xmat",
+    "xipos",
+    "ximat",
+    "geom_xpos",
+    "geom_xmat",
+    "site_xpos",
+    "cinert",
+    "cvel",
+    "cfrc_ext",
+)
+PHYSICS = "gymnasium.envs.mujoco"
+OWN = "Fulgurite/"
+"""Namespace of this package's environments, which are registered when first asked for."""
+
+
+def make(environment: str, count: int, arguments: Mapping[str, Any] | None = None) -> Any:
+    """A vector environment that begins a new episode in the very step in which one ends.
+
+    Args:
+        environment: A gymnasium id, such as ``Hopper-v5`` or ``package.module:Mine-v0``.
+        count: How many environments, at least 1.
+        arguments: Keyword arguments of the environment.
+
+    Returns:
+        A ``gymnasium.vector.VectorEnv``: the environment's own where it has one that resets in the same step, else its
+        copies in a row.
+
+    Raises:
+        ConfigurationError: If there is no such environment, an argument does not fit, or it cannot be trained on here.
+    """
+    try:
+        import gymnasium
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"environment {environment!r} needs gymnasium: pip install fulgurite[rl]") from error
+    if environment.startswith(OWN):
+        from framework.rl.navigation import register
+
+        register()
+    given = dict(arguments or {})
+    try:
+        spec = gymnasium.spec(environment)
+        if str(spec.entry_point).startswith(PHYSICS):
+            _quieten_mujoco()
+        if spec.vector_entry_point is not None:
+            envs = gymnasium.make_vec(environment, count, vectorization_mode="vector_entry_point", **given)
+            if envs.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+                return envs
+            envs.close()
+        singles = [lambda: gymnasium.make(environment, disable_env_checker=True, **given)] * count
+        return SyncVectorEnv(singles, autoreset_mode=AutoresetMode.SAME_STEP)
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"environment {environment!r} cannot be made: {_line(error)}") from error
+
+
+def sizes(envs: Any, name: str) -> tuple[int, int]:
+    """Numbers of an observation and of an action.
+
+    Args:
+        envs: A vector environment.
+        name: What to call it in an error.
+
+    Raises:
+        ConfigurationError: Unless observations are vectors and actions vectors within finite bounds.
+    """
+    from gymnasium.spaces import Box
+
+    observation, action = envs.single_observation_space, envs.single_action_space
+    if not isinstance(action, Box):
+        raise ConfigurationError(
+            f"{name} has the actions {action}: a method for continuous actions needs a Box, a vector within bounds"
+        )
+    if len(action.shape) != 1 or not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise ConfigurationError(f"{name} has the actions {action}: they must be a vector within finite bounds")
+    if not isinstance(observation, Box) or len(observation.shape) != 1:
+        raise ConfigurationError(
+            f"{name} has the observations {observation}: they must be a vector (a Box of one axis)"
+        )
+    return observation.shape[0], action.shape[0]
+
+
+def state_of(envs: Any) -> dict[str, Any] | None:
+    """All that the next steps of a vector environment depend on; None where that cannot be told."""
+    own = getattr(envs.unwrapped, "state_dict", None)
+    if own is not None:
+        return {"own": _plain(own())}
+    singles = getattr(envs, "envs", None)
+    states = [_state(env) for env in singles] if singles is not None else [None]
+    return None if any(state is None for state in states) else {"envs": states}
+
+
+def restore(envs: Any, state: Mapping[str, Any]) -> None:
+    """Put a vector environment, which has been reset before, into a state.
+
+    Args:
+        envs: Made with the same arguments as the one that the state is of.
+        state: What :func:`state_of` gave.
+    """
+    if "own" in state:
+        envs.unwrapped.load_state_dict(_unplain(state["own"]))
+        return
+    if len(state["envs"]) != envs.num_envs:
+        raise ValueError(f"num_envs is {envs.num_envs}, but the checkpoint is of {len(state['envs'])}")
+    for env, each in zip(envs.envs, state["envs"]):
+        _restore(env, each)
+
+
+def _state(env: Any) -> dict[str, Any] | None:
+    own = env.unwrapped
+    state: dict[str, Any] = {"random": json.dumps(own.np_random.bit_generator.state)}
+    state["wrappers"] = [_attributes(layer) for layer in _layers(env)]
+    if hasattr(own, "state_dict"):
+        state["own"] = _plain(own.state_dict())
+    elif hasattr(own, "data") and hasattr(own, "model") and type(own).__module__.startswith(PHYSICS):
+        import mujoco  # type: ignore[import-untyped]
+
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(own.model, kind))
+        mujoco.mj_getState(own.model, own.data, physics, kind)
+        state["physics"] = torch.from_numpy(physics)
+        state["derived"] = {name: torch.from_numpy(np.array(getattr(own.data, name))) for name in DERIVED}
+        state["attributes"] = _attributes(own)
+    elif type(own).__module__.startswith(PLAIN):
+        state["attributes"] = _attributes(own)
+    else:
+        return None
+    return state
+
+
+def _restore(env: Any, state: Mapping[str, Any]) -> None:
+    own = env.unwrapped
+    own.np_random.bit_generator.state = json.loads(state["random"])
+    for layer, attributes in zip(_layers(env), state["wrappers"], strict=True):
+        vars(layer).update(_unplain(attributes))
+    if "own" in state:
+        own.load_state_dict(_unplain(state["own"]))
+        return
+    vars(own).update(_unplain(state["attributes"]))
+    if "physics" in state:
+        import mujoco
+
+        mujoco.mj_setState(own.model, own.data, state["physics"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+        for name, values in state["derived"].items():
+            getattr(own.data, name)[:] = values.numpy()
+
+
+def _layers(env: Any) -> list[Any]:
+    """The wrappers of an environment, outermost first."""
+    layers = []
+    while env is not env.unwrapped:
+        layers.append(env)
+        env = env.env
+    return layers
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """The attributes that are numbers, strings or arrays of numbers."""
+    found = {}
+    for name, value in vars(owner).items():
+        numbers = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
+        if numbers or value is None or isinstance(value, bool | int | float | str):
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as tensors, so that a checkpoint loads with ``weights_only=True``."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        # unsigned integers beyond 8 bits have few operations in torch, but they can be stored
+        return {"array": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 63:
+        return {"integer": str(value)}
+    return value
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"array", "scalar"}:
+            array = value["array"].numpy().copy()
+            return array[()] if value["scalar"] else array
+        if set(value) == {"integer"}:
+            return int(value["integer"])
+        return {key: _unplain(each) for key, each in value.items()}
+    return [_unplain(each) for each in value] if isinstance(value, list) else value
+
+
+def _quieten_mujoco() -> None:
+    """Its warnings become Python's; by itself it writes them to a file in the working directory."""
+    import mujoco
+
+    def warn(text: str) -> None:
+        if "settotalmass" not in text:  # of gymnasium's own model of HalfCheetah, and harmless
+            warnings.warn(f"MuJoCo: {text}", stacklevel=2)
+
+    mujoco.set_mju_user_warning(warn)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

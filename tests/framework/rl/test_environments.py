@@ -1,0 +1,268 @@
+"""Environments as data: components of their rewards, collected transitions, saved states, evaluation."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from framework.errors import ConfigurationError
+from framework.rl.collector import Collector
+from framework.rl.components import Components, components_of
+from framework.rl.environments import make, restore, sizes, state_of
+from framework.rl.evaluation import Evaluation
+
+MUJOCO = {
+    "Hopper-v5": ("forward", "control", "survive"),
+    "Walker2d-v5": ("forward", "control", "survive"),
+    "HalfCheetah-v5": ("forward", "control"),
+    "Ant-v5": ("forward", "control", "contact", "survive"),
+    "Reacher-v5": ("distance", "control"),
+    "Pusher-v5": ("distance", "control", "near"),
+}
+
+
+class Corridor(gymnasium.Env):
+    """Steps to the right, 0 to ``end``: ends there; ``bad`` makes the reward of one step no number."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-2.0, 4.0, (1,))
+    reward_components = ("task", "effort")
+    component_weights = (1.0, 0.1)
+
+    def __init__(self, end=5, bad=None):
+        self.end, self.bad, self.at, self.resets = end, bad, 0, -1
+
+    def _seen(self):
+        return np.array([self.at, self.resets], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at, self.resets = 0, self.resets + 1
+        return self._seen(), {}
+
+    def step(self, action):
+        self.at += 1
+        task = math.nan if self.at == self.bad else 1.0
+        parts = np.array([task, -(float(action[0]) ** 2)])
+        ended = self.at == self.end
+        info = {"reward_components": parts, "is_success": ended}
+        return self._seen(), float(parts @ self.component_weights), ended, False, info
+
+
+class SavedCorridor(Corridor):
+    def state_dict(self):
+        return {"at": np.array(self.at), "resets": self.resets}
+
+    def load_state_dict(self, state):
+        self.at, self.resets = int(state["at"]), state["resets"]
+
+
+class Blocks(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3, 3))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+
+gymnasium.register("Corridor-v0", entry_point=Corridor)
+gymnasium.register("SavedCorridor-v0", entry_point=SavedCorridor)
+gymnasium.register("ShortCorridor-v0", entry_point=Corridor, max_episode_steps=3)
+gymnasium.register("Blocks-v0", entry_point=Blocks)
+
+
+class Constant:
+    def __init__(self, *action):
+        self.action = torch.tensor(action)
+
+    def act(self, observation, deterministic=False, generator=None):
+        noise = 0 if deterministic else 0.1 * torch.randn(len(observation), len(self.action), generator=generator)
+        return self.action.expand(len(observation), -1) + noise
+
+
+def collector(name, count=2, seed=0, **arguments):
+    envs = make(name, count, arguments)
+    return Collector(envs, components_of(envs.envs[0] if hasattr(envs, "envs") else envs), name, seed)
+
+
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+# -- components -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MUJOCO)
+def test_components_of_mujoco_sum_to_the_reward_with_the_default_weights(name):
+    envs = make(name, 2)
+    components = components_of(envs.envs[0])
+    assert components.names == MUJOCO[name]
+    envs.reset(seed=0)
+    generator, control, ended = np.random.default_rng(0), components.names.index("control"), 0
+    for _ in range(150):
+        action = generator.uniform(envs.single_action_space.low, envs.single_action_space.high, envs.action_space.shape)
+        _, reward, terminated, truncated, info = envs.step(action.astype(np.float32))
+        values = components.read(reward, terminated | truncated, info)
+        np.testing.assert_allclose(values.astype(float) @ components.weights, reward, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(values[:, control], -np.square(action).sum(1), rtol=1e-5)
+        ended += int((terminated | truncated).sum())
+    assert ended > 0 or name not in {"Hopper-v5", "Walker2d-v5"}  # steps at the end of an episode are among them
+
+
+def test_weights_of_mujoco_follow_the_environments_arguments():
+    envs = make("HalfCheetah-v5", 1, {"ctrl_cost_weight": 0.7})
+    assert components_of(envs.envs[0]).weights == (1.0, 0.7)
+    assert components_of(envs.envs[0]).weighted({"control": 0.2}) == [1.0, 0.2]
+    with pytest.raises(ConfigurationError, match="the control weight of HopperEnv is 0"):
+        components_of(make("Hopper-v5", 1, {"ctrl_cost_weight": 0.0}).envs[0])
+
+
+def test_an_environment_names_its_own_components_and_any_other_has_its_reward():
+    steps = collector("Corridor-v0", end=2)
+    assert steps.components == Components(("task", "effort"), (1.0, 0.1))
+    for _ in range(3):  # the second ends the episode
+        transitions, _ = steps.step(Constant(0.0), deterministic=True)
+        assert transitions.components.tolist() == [[1.0, -1.0]] * 2  # the action 0 is 1 between -2 and 4
+    envs = make("Pendulum-v1", 2)
+    assert components_of(envs.envs[0]) == Components()
+    assert Components().read(np.array([1.0, 2.0]), np.array([False, True]), {}).tolist() == [[1.0], [2.0]]
+
+
+def test_an_unknown_component_is_told_with_those_there_are():
+    with pytest.raises(ConfigurationError, match=r"no component 'taks' .* there are task, effort; did you mean task\?"):
+        Components(("task", "effort"), (1.0, 0.1)).weighted({"taks": 1.0})
+    with pytest.raises(ConfigurationError, match=r"reward_weights.task must be a finite number, got inf"):
+        Components(("task",), (1.0,)).weighted({"task": math.inf})
+
+
+# -- collecting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "length"), [("Corridor-v0", 5), ("ShortCorridor-v0", 3)])
+def test_no_transition_crosses_the_end_of_an_episode(name, length):
+    steps = collector(name)
+    lengths = []
+    for number in range(14):
+        transitions, ended = steps.step(None)
+        before, after = transitions.observation, transitions.next_observation
+        assert torch.equal(after[:, 0], before[:, 0] + 1)  # position
+        assert torch.equal(after[:, 1], before[:, 1])  # episode
+        assert torch.equal(transitions.terminated, after[:, 0] == 5)  # a time limit terminates nothing
+        assert bool(transitions.action.abs().max() <= 1)
+        lengths += [episode.length for episode in ended]
+        assert len(ended) == (2 if (number + 1) % length == 0 else 0)
+        assert all(episode.components[0] == length for episode in ended)
+        assert all(episode.success is (length == 5) for episode in ended)
+    assert set(lengths) == {length}
+
+
+def test_actions_are_scaled_to_the_bounds():
+    for action, square in ((-1.0, 4.0), (1.0, 16.0), (5.0, 16.0), (0.5, 6.25)):
+        transitions, _ = collector("Corridor-v0").step(Constant(action), deterministic=True)
+        torch.testing.assert_close(transitions.components[:, 1], torch.full((2,), -square))
+
+
+def test_numbers_that_are_none_name_the_episode_and_the_step():
+    steps = collector("Corridor-v0", count=1, end=5, bad=3)
+    steps.step(None)
+    steps.step(None)
+    with pytest.raises(ValueError, match="Corridor-v0: reward is nan in environment 0, episode 1, step 3"):
+        steps.step(None)
+    with pytest.raises(ValueError, match="Corridor-v0: action is nan in environment 0, episode 1, step 1"):
+        collector("Corridor-v0").step(Constant(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("CartPole-v1", {}, "CartPole-v1 has the actions Discrete"),
+        ("Blocks-v0", {}, "they must be a vector"),
+        ("Pendullum-v1", {}, "environment 'Pendullum-v1' cannot be made"),
+        ("Hopper-v5", {"gravitation": 3}, "environment 'Hopper-v5' cannot be made"),
+    ],
+)
+def test_environments_that_do_not_go(name, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        sizes(make(name, 1, arguments), name)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+RESTORED = ["Pendulum-v1", "MountainCarContinuous-v0", "SavedCorridor-v0", "Fulgurite/Navigation-v0", *MUJOCO]
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_a_collector_goes_on_bit_identically(name):
+    ours = collector(name, seed=1)
+    for _ in range(23):  # beyond the end of some episodes of Hopper
+        ours.step(None)
+    state = saved(ours.state_dict())
+    theirs = collector(name, seed=2)
+    theirs.step(None)
+    theirs.load_state_dict(state)
+    for _ in range(60):
+        (one, ended), (other, ended_too) = ours.step(None), theirs.step(None)
+        assert all(torch.equal(mine, its) for mine, its in zip(one, other))
+        assert [str(each) for each in ended] == [str(each) for each in ended_too]
+    assert torch.equal(ours.observation, theirs.observation)
+
+
+def test_time_limits_go_on():
+    ours = collector("Pendulum-v1", count=1)
+    for _ in range(150):
+        ours.step(None)
+    theirs = collector("Pendulum-v1", count=1)
+    theirs.load_state_dict(saved(ours.state_dict()))
+    assert [bool(theirs.step(None)[1]) for _ in range(50)] == [False] * 49 + [True]
+
+
+def test_an_environment_of_unknown_state_begins_new_episodes():
+    steps = collector("Corridor-v0")
+    assert state_of(steps.envs) is None
+    steps.step(None)
+    state = saved(steps.state_dict())
+    steps.step(None)
+    steps.load_state_dict(state)
+    assert steps.observation[:, 0].tolist() == [0, 0]
+    assert steps.episodes == 1
+
+
+def test_a_state_of_another_number_of_environments_is_refused():
+    state = state_of(make("Pendulum-v1", 2))
+    with pytest.raises(ValueError, match="num_envs is 3, but the checkpoint is of 2"):
+        restore(make("Pendulum-v1", 3), state)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_reports_the_first_episode_of_each_seed():
+    envs = make("Corridor-v0", 3, {"end": 4})
+    evaluation = Evaluation(envs, components_of(envs.envs[0]), [2.0, 1.0], "Corridor-v0", [5, 6, 7])
+    results = evaluation.run(Constant(0.0))
+    assert {name: values.tolist() for name, values in results.items()} == {
+        "return": [4.0] * 3, "length": [4.0] * 3, "success": [1.0] * 3,
+        "component/task": [4.0] * 3, "component/effort": [-4.0] * 3,
+    }  # fmt: skip
+    table = evaluation.trajectories(Constant(0.0))
+    assert table["episode"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert table["step"].tolist() == [0, 1, 2, 3] * 3
+    assert table["observation"][:4, 0].tolist() == [0, 1, 2, 3]
+    assert table["reward"].tolist() == [1.0] * 12
+    assert table["terminated"].tolist() == [0, 0, 0, 1] * 3
+
+
+def test_evaluation_is_the_same_each_time_and_draws_nothing():
+    envs = make("Pendulum-v1", 2)
+    evaluation = Evaluation(envs, Components(), [1.0], "Pendulum-v1", [1, 2])
+    first = evaluation.run(Constant(0.3))
+    evaluation.run(Constant(-1.0))
+    assert torch.equal(evaluation.run(Constant(0.3))["return"], first["return"])
+    single = gymnasium.make("Pendulum-v1")
+    single.reset(seed=2)
+    total = sum(float(single.step(np.array([0.6], np.float32))[1]) for _ in range(200))
+    assert float(first["return"][1]) == pytest.approx(total, rel=1e-5)
