@@ -27,7 +27,7 @@ SECTIONS = (
 )  # fmt: skip
 #: Keys that one command has beyond those.
 OWN = {
-    "fit": ("test_after_fit",),
+    "fit": ("resumable", "test_after_fit"),
     "validate": ("verbose",),
     "test": ("verbose",),
     "predict": ("return_predictions",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,41 @@ class MetricsLog(CSVLogger):
         """Drop the rows of ``step`` and later: what a resumed run is about to log again."""
         self.experiment.forget(step)
 
+    def has(self, step: int, names: set[str]) -> bool:
+        """Whether there is a row of ``step`` with exactly these metrics."""
+        return (step, frozenset(names)) in self.rows()
+
+    def rows(self) -> set[tuple[int, frozenset[str]]]:
+        """Step and names of metrics of every row; on ranks other than the first there are none."""
+        start = f"{self._prefix}{self.LOGGER_JOIN_CHAR}" if self._prefix else ""
+        found: list[dict[str, str]] = getattr(self.experiment, "rows", list)() or []
+        return {
+            (int(row["step"]), frozenset(name.removeprefix(start) for name in row if name not in ("step", "epoch")))
+            for row in found
+        }
+
+
+class NoRepeats:
+    """``log_metrics`` of another logger in a resumed run, without the rows that it has been told before.
+
+    W&B and TensorBoard cannot take back what a run logged between its last checkpoint and its end; what the resumed run
+    logs there is the same.
+
+    Args:
+        log_metrics: The logger's own method.
+        told: Step and names of metrics of each row that the run has logged already.
+    """
+
+    def __init__(self, log_metrics: Callable[..., None], told: set[tuple[int, frozenset[str]]]) -> None:
+        self.log_metrics, self.told = log_metrics, set(told)
+
+    def __call__(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        row = (step or 0, frozenset(name for name in metrics if name != "epoch"))
+        if row in self.told:
+            self.told.remove(row)
+        else:
+            self.log_metrics(metrics=metrics, step=step)
+
 
 class _Appender(ExperimentWriter):
     """Writes rows to one CSV file: ``step`` and ``epoch`` first, then metrics in the order they first appeared."""
@@ -100,6 +136,11 @@ class _Appender(ExperimentWriter):
             _, rows = self._read()
             self._write([row for row in rows if int(row["step"]) < step])
             self.resumed = False
+
+    def rows(self) -> list[dict[str, str]]:
+        """What has been logged, without the empty cells."""
+        found = self._read()[1] if self.path.is_file() else []
+        return [{name: value for name, value in row.items() if value != ""} for row in found]
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         text = self.path.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 CHECKPOINTS = "checkpoints"
+PREVIOUS = "-previous"
+"""What is put to the name of a ``last`` checkpoint that the next one has overwritten."""
+ASSIGNED = "FULGURITE_RUN_DIRECTORY"
+"""Environment variable with the directory of a run that is started again and again, by its supervisor."""
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -107,29 +112,71 @@ class Found:
     Attributes:
         file: The checkpoint.
         run: Its run directory, ``None`` for a file that lies elsewhere.
+        skipped: A sentence for each newer file that cannot be used, and why.
     """
 
     file: Path
     run: Path | None
+    skipped: tuple[str, ...] = ()
+
+
+def damage(file: Path) -> str:
+    """What is wrong with a checkpoint: a file that a crash cut short or a disk changed does not pass.
+
+    A checkpoint is a zip archive whose table of contents is written last and which holds a CRC of each part; both are
+    checked, at the speed of reading the file. Nothing is loaded.
+
+    Args:
+        file: The checkpoint; a folder, of a sharded one, is not looked into.
+
+    Returns:
+        The fault in a few words, empty if there is none.
+    """
+    if file.is_dir():
+        return ""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            part = archive.testzip()
+    except FileNotFoundError:
+        return "it is gone"
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        return f"it is no whole checkpoint ({file.stat().st_size} bytes; {error or type(error).__name__})"
+    return "" if part is None else f"{part} in it has changed since it was written (wrong CRC)"
 
 
 def last_checkpoint(root: Path, name: str) -> Found | None:
-    """The newest ``last`` checkpoint of the newest run that has one, or ``None``."""
+    """The newest undamaged ``last`` checkpoint of the newest run that has one, or ``None``."""
+    skipped: list[str] = []
     for run in reversed(runs(root, name)):
         files = [*run.glob(f"{CHECKPOINTS}/last*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
-        if files:
-            return Found(max(files, key=lambda file: file.stat().st_mtime_ns), run)
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            fault = damage(file)
+            if not fault:
+                return Found(file, run, tuple(skipped))
+            skipped.append(f"skipping {file}: {fault}")
+        if files:  # not an older run, which this one was to follow
+            raise ConfigurationError(f"no checkpoint of {run} can be used: {'; '.join(skipped)}")
     return None
 
 
+def drop_previous(run: Path) -> None:
+    """Remove what was kept of overwritten ``last`` checkpoints, of a run that is complete and whose last one is whole."""
+    for kept in run.glob(f"{CHECKPOINTS}/last*{PREVIOUS}.ckpt"):
+        if not damage(kept.with_name(kept.name.replace(PREVIOUS, ""))):
+            kept.unlink(missing_ok=True)
+
+
 def best_checkpoint(root: Path, name: str) -> Found | None:
-    """The best checkpoint of the newest run that has one, or ``None``."""
+    """The best undamaged checkpoint of the newest run that has one, or ``None``."""
     for run in reversed(runs(root, name)):
         files = [file for file in run.glob(f"{CHECKPOINTS}/*.ckpt") if not file.name.startswith("last")]
-        if len(files) == 1:
-            return Found(files[0], run)
-        if files:
-            return Found(_best_of(run, files), run)
+        if not files:
+            continue
+        best = files[0] if len(files) == 1 else _best_of(run, files)
+        fault = damage(best)
+        if fault:
+            raise ConfigurationError(f"{best} cannot be used: {fault}; --ckpt_path last takes another")
+        return Found(best, run)
     return None
 
 
@@ -146,6 +193,7 @@ def find_checkpoint(given: str, root: Path, name: str) -> Found | None:
 
     Raises:
         FileNotFoundError: If a file is given that does not exist.
+        ConfigurationError: If what is named is damaged, or all that ``last`` could take is.
     """
     if given == "last":
         return last_checkpoint(root, name)
@@ -154,9 +202,20 @@ def find_checkpoint(given: str, root: Path, name: str) -> Found | None:
     file = Path(given).expanduser()
     if not file.exists():  # a sharded checkpoint is a folder
         raise FileNotFoundError(f"ckpt_path {given}: no such file; give last, best or the path of a checkpoint")
+    fault = "" if _is_legacy(file) else damage(file)
+    if fault:
+        raise ConfigurationError(f"ckpt_path {given} cannot be used: {fault}")
     run = file.resolve().parent
     run = run.parent if run.name == CHECKPOINTS else run
     return Found(file, Path(os.path.relpath(run)) if (run / "config.yaml").is_file() else None)
+
+
+def _is_legacy(file: Path) -> bool:
+    """Whether a file is a bare pickle, as torch wrote before it made archives; such a file has no CRC."""
+    if file.is_dir():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(1) == b"\x80"
 
 
 def _best_of(run: Path, files: list[Path]) -> Path:
@@ -164,6 +223,8 @@ def _best_of(run: Path, files: list[Path]) -> Path:
     import torch
 
     for last in run.glob(f"{CHECKPOINTS}/last*.ckpt"):
+        if damage(last):
+            continue
         states = torch.load(last, map_location="cpu", weights_only=False, mmap=True).get("callbacks", {})
         for state in states.values():
             if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):

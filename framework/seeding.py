@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
+_64_BITS = 2**64 - 1
+
+
 def run_seed() -> int:
     """The seed of ``seed_everything``, or 0 where nobody has called it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -33,8 +36,24 @@ def derive(seed: int, *keys: int | str) -> int:
     return int(np.random.SeedSequence([seed, len(words), *words]).generate_state(1, np.uint64)[0])
 
 
+def nth(seed: int, number: int) -> int:
+    """One of many seeds made from one, in a microsecond, where :func:`derive` takes 25.
+
+    Args:
+        seed: A number in [0, 2^64), derived for what all of them are for.
+        number: Which one, not negative.
+
+    Returns:
+        Number ``number`` of the sequence of SplitMix64 (Steele, Lea and Flood, 2014) that begins at ``seed``.
+    """
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
+    return z ^ (z >> 31)
+
+
 def seed_all(seed: int) -> None:
-    """Seed the global generators of torch (all devices), numpy and Python.
+    """Seed the global generators of torch (all devices in use), numpy and Python, in microseconds.
 
     Args:
         seed: A number in [0, 2^64). Unlike Lightning's ``seed_everything`` this leaves the seed of the run as it is.
@@ -42,7 +61,13 @@ def seed_all(seed: int) -> None:
     import numpy as np
     import torch
 
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: it notes the seed for devices that nobody uses, which takes 0.2 ms and more with each call.
+    torch.default_generator.manual_seed(seed)
+    for device in (torch.cuda, torch.xpu):
+        if device.is_initialized():
+            device.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -71,6 +96,9 @@ def seed_epoch(trainer: Trainer, seed: int, epoch: int) -> None:
             generator = getattr(owner, "generator", None)
             if generator is not None:  # equal on all ranks, as it was made
                 generator.manual_seed(derive(seed, "generator", epoch))
+            start_epoch = getattr(owner, "start_epoch", None)
+            if callable(start_epoch):  # an order that can be resumed draws from this seed, too
+                start_epoch(seed, epoch)
     seed_all(derive(seed, "epoch", trainer.global_rank, epoch))
     iter(loop._data_fetcher)
     # Lightning would now make a second iterator, unless it resumes: it knows that one has just been made then. It sets

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from framework import rundir
-from framework.metrics_log import MetricsLog
+from framework.metrics_log import MetricsLog, NoRepeats
 
 if TYPE_CHECKING:
     from framework.commands.train import FulguriteCLI
@@ -52,6 +52,8 @@ class RunCallback(Callback):
                     logger.directory = directory
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.cli.place.continued:
+            self.repeat_nothing(trainer)
         # A resumed EarlyStopping that had run out of patience would first let one more epoch train.
         if any(stopping.wait_count >= stopping.patience for stopping in trainer.early_stopping_callbacks):
             trainer.should_stop = True
@@ -66,6 +68,13 @@ class RunCallback(Callback):
         self.trained = True
         self.begin()
         self.save(trainer)
+
+    def repeat_nothing(self, trainer: Trainer) -> None:
+        """Of what a resumed run logs again, spare the loggers that cannot take back what it logged at first."""
+        told = {row for logger in trainer.loggers if isinstance(logger, MetricsLog) for row in logger.rows()}
+        for logger in trainer.loggers:
+            if not isinstance(logger, MetricsLog) and told:
+                vars(logger)["log_metrics"] = NoRepeats(logger.log_metrics, told)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for logger in trainer.loggers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,9 @@ def find_place(command: str, given: str | None, fast: bool, root: Path, name: st
     Raises:
         FileNotFoundError: If there is no checkpoint where one is needed.
     """
+    assigned = Path(os.environ.get(rundir.ASSIGNED, ""))
+    if assigned.parent == root / name and command == "fit" and not fast:
+        return _assigned(assigned, given, root, name)
     found, note = None, ""
     if given is None and command != "fit" and not fast:
         found = rundir.best_checkpoint(root, name)
@@ -71,11 +75,13 @@ def find_place(command: str, given: str | None, fast: bool, root: Path, name: st
         if found is None:
             note = f"--ckpt_path last: no run under {root / name} yet, so this one starts afresh"
     checkpoint = found.file if found is not None else None
+    skipped = "" if found is None else "".join(f"{line}\n" for line in found.skipped)
+    note = skipped + note
     if fast:
         return Place(Path(tempfile.mkdtemp(prefix="fulgurite-")), checkpoint, note, temporary=True)
     if found is not None and found.run is not None and _continues(command, found.run, root, name):
         if command == "fit":
-            note = f"resuming {found.file}"
+            note = f"{skipped}resuming {found.file}"
         return Place(found.run, checkpoint, note, continued=True)
     if rundir.is_first_rank():
         return Place(rundir.reserve(root, name), checkpoint, note, reserved=True)
@@ -119,6 +125,15 @@ def compare(directory: Path, resolved: str) -> list[str]:
                 raise ConfigurationError(f"{key} is {new}, but {told}: keep it, or start a new run")
             notes.append(f"note: {key} was {old} in {directory}, now {new}")
     return notes
+
+
+def _assigned(directory: Path, given: str | None, root: Path, name: str) -> Place:
+    """The directory that a supervisor gives to all attempts of a run: what is in it is gone on with."""
+    found = rundir.find_checkpoint(given, root, name) if given not in {None, "none"} else None
+    if found is None or (given == "last" and found.run != directory):
+        return Place(directory, continued=True)
+    note = "".join(f"{line}\n" for line in found.skipped) + f"resuming {found.file}"
+    return Place(directory, found.file, note, continued=True)
 
 
 def _continues(command: str, run: Path, root: Path, name: str) -> bool:

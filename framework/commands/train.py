@@ -9,7 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from framework import rundir
 from framework.about import About
+from framework.checkpointing import make_durable
 from framework.commands import report
 from framework.commands.callbacks import LastCheckpoint, RunCallback, is_fast
 from framework.commands.checks import check_classes
@@ -31,6 +32,7 @@ from framework.commands.quiet import Messages
 from framework.configuration import Configuration, check_numbers, name_of
 from framework.errors import ConfigurationError, Paused
 from framework.metrics_log import MetricsLog
+from framework.resuming.callback import ResumableRun
 
 
 class FulguriteCLI(LightningCLI):
@@ -98,6 +100,12 @@ class FulguriteCLI(LightningCLI):
             self._added = iter(self.subcommands())
         if next(self._added) == "fit":
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after fit.")
+            parser.add_argument(
+                "--resumable",
+                type=Literal["auto"] | bool,
+                default="auto",
+                help="Make a killed run go on bit for bit: true refuses data with which it could not, auto says so.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         values = args[self.command]
@@ -137,23 +145,27 @@ class FulguriteCLI(LightningCLI):
         settings["default_root_dir"] = str(self.directory)
         callbacks = settings["callbacks"] or []
         callbacks = [self.run_callback, *(callbacks if isinstance(callbacks, list) else [callbacks])]
+        resumable = self.config[self.command].get("resumable", False)
+        if resumable is not False and not any(isinstance(callback, ResumableRun) for callback in callbacks):
+            callbacks.insert(1, ResumableRun(strict=resumable is True))
         bare = bool(settings["barebones"])
         folder = str(self.directory / rundir.CHECKPOINTS)
         own = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         for callback in own:
             callback.dirpath = callback.dirpath or folder
         if not bare and settings["enable_checkpointing"] is not False:
-            if not own:
+            if all(_saves_on_the_way(callback) for callback in own):
                 monitor, mode = getattr(self.model, "monitor", None), getattr(self.model, "mode", "min")
                 name = "best-{epoch}" if monitor else "{epoch}"
-                callbacks.append(
-                    ModelCheckpoint(folder, name, monitor=monitor, mode=mode, enable_version_counter=False)
-                )
+                best = ModelCheckpoint(folder, name, monitor=monitor, mode=mode, enable_version_counter=False)
+                callbacks.insert(len(callbacks) if not own else callbacks.index(own[0]), best)
             callbacks.append(LastCheckpoint(folder))
         settings["callbacks"] = callbacks
         if not bare:
             settings["logger"] = self._loggers(settings["logger"])
-        return self._instantiate_trainer(settings, [])
+        trainer = self._instantiate_trainer(settings, [])
+        make_durable(trainer)
+        return trainer
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
@@ -215,6 +227,8 @@ class FulguriteCLI(LightningCLI):
         if self.paused is not None:
             self._say(str(self.paused))
             return
+        if self.trainer.is_global_zero:
+            rundir.drop_previous(self.directory)
         if not self.run_callback.trained:
             self._say(f"{self.directory} is complete ({self.trainer.current_epoch} epochs): nothing left to train")
         if not self._get(self.config, "test_after_fit") or not self._testable():
@@ -291,3 +305,8 @@ class FulguriteCLI(LightningCLI):
             torch.set_num_threads(before)
             self._finish_wandb()
             self.place.leave(self.root)
+
+
+def _saves_on_the_way(callback: ModelCheckpoint) -> bool:
+    """Whether a checkpoint is there to lose less in a kill, and not to keep the best weights."""
+    return callback.monitor is None and (callback._every_n_train_steps > 0 or callback._train_time_interval is not None)

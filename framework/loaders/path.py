@@ -28,6 +28,7 @@ class TrainPath:
         self._wrapper: _Wrapper | None = None
         self._built: DataLoader[Any] | None = None
         self._versions: dict[str, int] = {}
+        self._resampled = False  # the sampler stage has changed the loader, which an optional one need not
         self._source_trainer: Trainer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,8 +89,14 @@ class TrainPath:
         """The registered stages, in the order in which they are applied."""
         return tuple(self._stages[slot] for slot in SLOTS if slot in self._stages)
 
+    def has(self, stage: Stage) -> bool:
+        """Whether a stage is registered."""
+        return self._stages.get(stage.slot) is stage
+
     def add(self, stage: Stage) -> TrainPath:
         """Register a stage; its slot decides its place. Adding the same stage again changes nothing.
+
+        A stage that yields does not join, or leaves, where another wants the slot.
 
         Args:
             stage: The stage.
@@ -104,7 +111,9 @@ class TrainPath:
         if stage.slot not in SLOTS:
             raise ValueError(f"slot of {kind(stage)} must be one of {', '.join(SLOTS)}, got {stage.slot!r}")
         taken = self._stages.get(stage.slot, stage)
-        if taken is not stage:
+        if taken is not stage and stage.yields:
+            return self
+        if taken is not stage and not taken.yields:
             raise ValueError(
                 f"the {stage.slot} stage of the train loader is taken by {kind(taken)}; {kind(stage)} cannot join it"
             )
@@ -158,7 +167,7 @@ class TrainPath:
                 f"the trainer trains on a loader that has not gone through the stages {names}: "
                 "something replaced it after the path, or the stages were registered after the loader was made"
             )
-        if "sampler" in self._stages and loader.batch_sampler is not self._built.batch_sampler:
+        if "sampler" in self._stages and self._resampled and loader.batch_sampler is not self._built.batch_sampler:
             raise RuntimeError(
                 f"the trainer has replaced the sampler that {kind(self._stages['sampler'])} gave its train loader; "
                 "check overfit_batches, use_distributed_sampler and the strategy"
@@ -190,21 +199,31 @@ class TrainPath:
                 f"between epochs, got {reload}: training would go on with the old data"
             )
 
-    def _through(self, loader: Any, before: str | None = None) -> DataLoader[Any]:
+    def _through(self, loader: Any, before: str | None = None) -> Any:
+        optional = all(stage.optional for stage in self.stages)
         if not isinstance(loader, DataLoader):
-            raise TypeError(
+            reason = (
                 f"{kind(self._owner)}.{self._hook} gave a {kind(loader)}; the stages "
                 f"{', '.join(self._stages)} need one torch.utils.data.DataLoader"
             )
+            if not optional or before is not None:
+                raise TypeError(reason)
+            if not getattr(loader, "resumes_itself", False):  # from the DataModule's state
+                for stage in self.stages:
+                    stage.refuse(reason)
+            self._built = None
+            return loader
         trainer = self._trainer
         world = World() if trainer is None else World(trainer.global_rank, trainer.world_size)
         end = len(SLOTS) if before is None else SLOTS.index(before)
         stages = [stage for stage in self.stages if SLOTS.index(stage.slot) < end]
         for stage in stages:
             self._check_reload(stage)  # once more: a stage added without a trainer meets it only now
-            loader = stage.apply(loader, world)
+            given, loader = loader, stage.apply(loader, world)
+            if before is None and stage.slot == "sampler":
+                self._resampled = loader is not given
         if before is None:
-            if stages and trainer is not None:
+            if not optional and trainer is not None:
                 self._check_rebuildable(loader, trainer, world)
             splitting = [stage for stage in stages if stage.splits_ranks]
             if world.size > 1 and splitting:
@@ -248,7 +267,7 @@ class _Wrapper:
             return self.replaced
         return getattr(type(self.owner), self.hook).__get__(self.owner)
 
-    def __call__(self) -> DataLoader[Any]:
+    def __call__(self) -> Any:
         return self.path._through(self.previous())
 
     def unwrap(self) -> bool:

@@ -35,6 +35,9 @@ class Stage(ABC):
         slot: Its place on the path, one of ``partition``, ``pool``, ``sampler``; at most one stage per slot.
         changes: Whether its result changes during training; it then needs ``reload_dataloaders_every_n_epochs=1``.
         splits_ranks: Whether it gives each process its own items. Lightning then adds no ``DistributedSampler``.
+        yields: Whether it leaves its slot to any other stage that wants it, whichever comes first.
+        optional: Whether the loader may pass it as it is. A path of such stages alone lets through what it cannot
+            honour, and tells the stage by ``refuse``.
         version: Counts the changes; whoever changes what the stage yields adds one. A trainer that would train an epoch
             on an older version is stopped (see :meth:`framework.loaders.path.TrainPath.verify`).
     """
@@ -42,11 +45,21 @@ class Stage(ABC):
     slot: ClassVar[str]
     changes: ClassVar[bool] = False
     splits_ranks: ClassVar[bool] = False
+    yields: ClassVar[bool] = False
+    optional: ClassVar[bool] = False
     version: int = 0
 
     @abstractmethod
     def apply(self, loader: DataLoader[Any], world: World) -> DataLoader[Any]:
         """The loader that the next stage sees; the one given must stay as it is."""
+
+    def refuse(self, reason: str) -> None:
+        """Called on an optional stage where the path cannot offer it a loader: raises, or goes without.
+
+        Args:
+            reason: Why, as a sentence without a full stop.
+        """
+        raise TypeError(reason)
 
 
 class Partition(Stage):

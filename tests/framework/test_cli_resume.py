@@ -71,6 +71,15 @@ def test_other_data_are_refused_on_resume_and_another_way_of_reading_them_is_not
         compare(tmp_path, yaml_of(seed=2))
 
 
+def test_another_seed_is_told_at_the_end_of_an_epoch_and_refused_where_it_must_not_be(project, capsys):
+    run(["fit", "-c", "base.yaml"])
+    again = ["fit", "-c", "base.yaml", "--trainer.max_epochs", "3", "--ckpt_path", "last", "--seed_everything", "5"]
+    line = fails(capsys, *again, "--resumable", "true")
+    assert "resumable: seed_everything is 5, but was 0" in line
+    assert "resumable" in fails(capsys, *again, "--resumable", "perhaps")
+    assert run(again).trainer.current_epoch == 3
+
+
 def test_values_of_the_yaml_are_never_replaced_by_the_checkpoint(project, capsys):
     fitted = run(["fit", "-c", "base.yaml"])
     file = str(next(fitted.directory.glob("checkpoints/best*")))
