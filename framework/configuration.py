@@ -115,20 +115,29 @@ def _loader() -> Any:
     return Loader
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Load one YAML file.
+def load(path: Path) -> Any:
+    """Load any YAML file, without the traps of YAML 1.1.
 
     Raises:
-        ConfigurationError: If it cannot be read, is not YAML, or is not a mapping; the message has file and line.
+        ConfigurationError: If it cannot be read or is not YAML, such as with a key given twice; with file and line.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigurationError(f"{path}{line}: {error.problem or error.context}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load one file of a configuration.
+
+    Raises:
+        ConfigurationError: If it cannot be read, is not YAML, or is not a mapping; the message has file and line.
+    """
+    loaded = load(path)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

@@ -59,6 +59,8 @@ def run(args: list[str]) -> None:
 
     cluster = _cluster(options)
     jobs, unreadable = _jobs(cluster, listed, options)
+    if all(job.submit >= options.duration for job in jobs):
+        raise ConfigurationError(f"ettr: no job is submitted in the first {readable(options.duration)}")
     outcome = simulate_cluster(cluster, jobs, options.duration, options.seed)
     classes = by_size(outcome)
     tables = [_whole(outcome, classes), _sizes(classes), _losses(classes)]
@@ -71,6 +73,8 @@ def run(args: list[str]) -> None:
     if cluster.lemons:
         tables.append(_without_lemons(outcome, jobs, options))
         notes.append("Of the study it is reported that failures of jobs of 512 GPUs and more fell from 14 % to 4 %.")
+    elif options.lemons:
+        notes.append(f"A share of {options.lemons:g} of {cluster.nodes:,} nodes is no whole lemon: there is none.")
     notes += unreadable_notes(unreadable)
 
     def draw() -> Figure:
@@ -79,7 +83,7 @@ def run(args: list[str]) -> None:
         return cluster_figure(classes)
 
     facts = {"seed": options.seed, "unreadable": unreadable}
-    give(Report(tables, notes, facts, main=1), options, draw if classes else None)
+    give(Report(tables, notes, facts, main=1), options, draw)
 
 
 def _parser() -> given.Parser:
@@ -138,20 +142,17 @@ def _with_scenario(args: list[str]) -> tuple[list[str], list[Any]]:
     found, rest = finder.parse_known_args(args)
     if found.scenario is None:
         return rest, []
-    import yaml
+    from framework.configuration import load
 
-    name = f"ettr: --scenario {found.scenario}"
-    try:
-        content = yaml.safe_load(Path(found.scenario).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigurationError(f"{name} cannot be read: {reason}") from error
+    name, content = f"ettr: --scenario {found.scenario}", load(Path(found.scenario))
     if not isinstance(content, Mapping):
         raise ConfigurationError(f"{name} must hold options by name, such as gpus: 16384")
     before: list[str] = []
     listed: list[Any] = []
     for key, value in content.items():
         if key == "jobs" and isinstance(value, list):
+            if not value:
+                raise ConfigurationError(f"{name}: jobs must list at least one, or be left out for synthetic ones")
             listed = value
         elif isinstance(value, str | int | float) and not isinstance(value, bool) and key != "scenario":
             before += [f"{given.flag(str(key))}={value}"]
@@ -200,6 +201,7 @@ def _jobs(cluster: Cluster, listed: list[Any], options: argparse.Namespace) -> t
 def _listed(number: int, entry: Any, cluster: Cluster, costs: Costs) -> list[ClusterJob]:
     """The jobs of one entry of a scenario's list."""
     from framework.reliability.cluster.model import ClusterJob
+    from framework.reliability.cluster.workload import MAX_JOBS
 
     place = f"ettr: job {number} of the scenario"
     if not isinstance(entry, Mapping) or not {"gpus", "work"} <= entry.keys():
@@ -212,6 +214,8 @@ def _listed(number: int, entry: Any, cluster: Cluster, costs: Costs) -> list[Clu
             raise ConfigurationError(
                 f"{place}: {key} must be a whole number{' above 0' if least == 1 else ''}, got {value!r}"
             )
+    if entry.get("count", 1) > MAX_JOBS:
+        raise ConfigurationError(f"{place}: count must be at most {MAX_JOBS:,}, got {entry['count']:,}")
     try:
         work, submit = given.positive_time(str(entry["work"])), minutes(str(entry.get("submit", 0)))
     except ValueError as error:
@@ -311,7 +315,7 @@ def _loss(name: str, some: list[SizeClass], classes: list[SizeClass]) -> dict[st
 
 
 def _without_lemons(outcome: Outcome, jobs: list[ClusterJob], options: argparse.Namespace) -> Table:
-    """The same jobs on the nodes that are left when lemons are removed."""
+    """The same jobs on the nodes that are left when lemons are removed, with the same failures of these."""
     import numpy as np
 
     from framework.reliability.cluster.engine import simulate_cluster
@@ -322,21 +326,18 @@ def _without_lemons(outcome: Outcome, jobs: list[ClusterJob], options: argparse.
     history = history_of_cluster(outcome)
     found = find_lemons(history, max(0.0, history.days - WINDOW_DAYS), history.days)
     flagged = np.nonzero(found)[0].tolist()
+    largest = max(job.nodes for job in jobs)
     rows = []
     for name, gone in (("none", []), ("found by their history", flagged), ("all lemons", outcome.lemons)):
+        row: dict[str, Any] = {"removed": name, "nodes": len(gone), "lemons": len(set(gone) & set(outcome.lemons))}
+        row |= dict.fromkeys(("failed", "ended", "failed_share", "goodput"))
+        rows.append(row)
+        if outcome.cluster.nodes - len(gone) < largest:  # too few are left for its jobs
+            continue
         each = simulate_cluster(outcome.cluster, jobs, outcome.minutes, options.seed, without=gone) if gone else outcome
         failed, ended = failed_share(each, options.large)
-        rows.append(
-            {
-                "removed": name,
-                "nodes": len(gone),
-                "lemons": len(set(gone) & set(outcome.lemons)),
-                "failed": failed,
-                "ended": ended,
-                "failed_share": failed / ended if ended else None,
-                "goodput": each.goodput,
-            }
-        )
+        row |= {"failed": failed, "ended": ended, "failed_share": failed / ended if ended else None}
+        row["goodput"] = each.goodput
     columns = [
         ("removed", "nodes removed", plain),
         ("nodes", "nodes", plain),

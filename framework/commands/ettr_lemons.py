@@ -129,6 +129,8 @@ def _parser() -> given.Parser:
 def _history(options: argparse.Namespace) -> tuple[History, list[str]]:
     if options.synthetic == (options.trace is not None):
         raise ConfigurationError("ettr: lemons needs --trace FILE or --synthetic")
+    if options.nodes is not None and options.nodes != int(options.nodes):
+        raise ConfigurationError(f"ettr: --nodes must be a whole number, got {options.nodes:g}")
     from framework.reliability.lemon_history import WINDOW_DAYS, history_of_trace, synthetic_history
 
     if options.trace is not None:
@@ -142,8 +144,6 @@ def _history(options: argparse.Namespace) -> tuple[History, list[str]]:
         raise ConfigurationError("ettr: --system goes with --trace")
     options.window = options.window or WINDOW_DAYS * MINUTES_PER_DAY
     nodes = options.nodes or SYNTHETIC["nodes"]
-    if nodes != int(nodes):
-        raise ConfigurationError(f"ettr: --nodes must be a whole number with --synthetic, got {nodes:g}")
     days, rate = options.days or SYNTHETIC["days"], options.failure_rate or SYNTHETIC["rate"]
     return synthetic_history(int(nodes), days, rate, options.seed), []
 

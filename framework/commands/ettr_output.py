@@ -84,8 +84,10 @@ class Report:
         return json.dumps(_finite(found), indent=1, allow_nan=False) + "\n"
 
     def csv(self) -> str:
-        """The rows of the main table; what is not finite is empty."""
+        """The rows of the main table, nothing if there are none; what is not finite is empty."""
         rows = [_finite(dict(row)) for row in self.tables[self.main].rows]
+        if not rows:
+            return ""
         lines = io.StringIO()
         writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from framework.errors import near
 from framework.reliability.gaps import Gaps, Shape, TraceGaps
-from framework.reliability.ledger import ATTEMPT, Ledger, process_started
+from framework.reliability.ledger import ATTEMPT, Ledger, last_attempt, process_started
 from framework.reliability.ledger import FILE as LEDGER
 from framework.reliability.units import minutes
 from framework.seeding import derive
@@ -130,7 +130,8 @@ class Plan:
     @property
     def key(self) -> str:
         """What tells its failures from those of another plan of the same run."""
-        return f"{self.kind} {self.place}"
+        when = "steps" if self.at_steps is not None else "clock" if self.trace is None else "trace"
+        return f"{self.kind} {self.place} rank {'all' if self.rank is None else self.rank} {when} {self.seed}"
 
     @property
     def seconds_slow(self) -> float:
@@ -174,7 +175,7 @@ class Plan:
         elif gaps is not None:
             import numpy as np
 
-            generator = np.random.default_rng(derive(self.seed, "failures", self.key, rank, attempt))
+            generator = np.random.default_rng(derive(self.seed, "failures", f"{self.kind} {self.place}", rank, attempt))
             for _ in count():
                 yield 60 * float(gaps.draw(generator, (1, 1))[0, 0])
 
@@ -230,7 +231,6 @@ class Injector:
         supervised = os.environ.get(ATTEMPT)
         self.attempt = int(supervised or max((record["attempt"] for record in records), default=-1) + 1)
         self.rank, self._directory = rank, directory
-        self._ledger = Ledger(directory / LEDGER, self.attempt)
         if plan.max_failures is not None:
             self._left = max(0, plan.max_failures - len(own))
         if plan.rank not in (None, rank):
@@ -242,7 +242,7 @@ class Injector:
         self._advance(time.monotonic() if supervised is None else process_started())
 
     def first(self, step: int) -> None:
-        """Tell the step at which this attempt begins; earlier ones are over."""
+        """Tell the step at which this attempt begins; earlier ones are over, but for validations and checkpoints."""
         if self._first is None:
             self._first = step
 
@@ -258,7 +258,9 @@ class Injector:
         """
         if place != self.plan.place or self._left == 0:
             return None
-        steps = tuple(each for each in self._waiting if (self._first or 0) <= each <= step)
+        # A validation or checkpoint that a step waits for may come after a restart beyond that step.
+        first = self._first if place in ("step", "optimizer") else None
+        steps = tuple(each for each in self._waiting if (first or 0) <= each <= step)
         if steps or (self._next is not None and time.monotonic() >= self._next):
             return Due(steps)
         return None
@@ -278,8 +280,12 @@ class Injector:
             more: What else the ledger should hold.
         """
         assert self._directory is not None
-        assert self._ledger is not None
         plan = self.plan
+        if self._ledger is None:
+            path = self._directory / LEDGER
+            # Without a supervisor, whoever else writes there counts attempts without failures, too, and has begun this.
+            number = self.attempt if os.environ.get(ATTEMPT) else max(self.attempt, last_attempt(path))
+            self._ledger = Ledger(path, number)
         self._waiting = [each for each in self._waiting if each not in due.steps]
         if self._left is not None:
             self._left -= 1

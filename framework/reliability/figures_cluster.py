@@ -45,18 +45,22 @@ def cluster_figure(classes: Sequence[SizeClass]) -> Figure:
             bottom += heights
     left.set(xlabel="GPUs, up to", ylabel="% of the time on nodes")
     left.tick_params(axis="x", rotation=45)
-    left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if bottom.any():
+        left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     gpus = [each.gpus for each in classes]
-    right.plot(gpus, [each.expected_mttf / 60 for each in classes], "C0", label="1 / (nodes x rate)")
+    if any(math.isfinite(each.expected_mttf) for each in classes):
+        right.plot(gpus, [each.expected_mttf / 60 for each in classes], "C0", label="1 / (nodes x rate)")
     seen = [(each.gpus, each.mttf / 60, each.failures) for each in classes if math.isfinite(each.mttf)]
     if seen:
         at, middle, failures = (np.array(column, dtype=float) for column in zip(*seen))
         spread = np.exp(1.96 / np.sqrt(failures))  # of a Poisson count, roughly
         right.errorbar(at, middle, [middle - middle / spread, middle * spread - middle], fmt="C1.", label="simulated")
-    right.set(xscale="log", yscale="log", xlabel="GPUs, up to", ylabel="mean time to failure, hours")
+    right.set(xscale="log", xlabel="GPUs, up to", ylabel="mean time to failure, hours")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    right.legend(frameon=False)
+    if right.has_data():
+        right.set_yscale("log")
+        right.legend(frameon=False)
     return figure
 
 

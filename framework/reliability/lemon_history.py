@@ -36,7 +36,10 @@ WINDOW_DAYS = 28.0
 """Days of history that the study looks at."""
 
 TICKET_MINUTES = MINUTES_PER_DAY
-"""A failure of a trace whose repair took as long counts as a ticket."""
+"""A failure of a trace whose repair took as long counts as a ticket, from when it had taken as long."""
+
+MAX_RECORDS = 5_000_000
+"""Records after which synthetic data are refused: nobody would wait for them."""
 
 LEMON_FACTORS = (10.0, 30.0)
 """A lemon's rate over the mean of ordinary nodes: from and to."""
@@ -105,7 +108,8 @@ def history_of_trace(trace: Trace) -> History:
     """History of the nodes of a failure trace.
 
     Each failure is a time out of service. It is one of several nodes if others fail at the same minute, and of this
-    node alone otherwise; a repair of a day or more is a ticket. GPU errors and exclusions are not in such traces.
+    node alone otherwise; a repair of a day or more is a ticket, once it has taken a day. GPU errors and exclusions are
+    not in such traces.
 
     Args:
         trace: A trace that names the nodes.
@@ -125,9 +129,9 @@ def history_of_trace(trace: Trace) -> History:
     records = []
     for minute, node, down in trace.failures:
         kinds = ["out_count", "multi_node_node_fails" if at_once[minute] > 1 else "single_node_node_fails"]
-        if down >= TICKET_MINUTES:
-            kinds.append("tickets")
         records += [Record(minute - begin, number[node], kind) for kind in kinds]
+        if down >= TICKET_MINUTES:
+            records.append(Record(minute - begin + TICKET_MINUTES, number[node], "tickets"))
     return History(records, nodes, trace.days, names)
 
 
@@ -169,7 +173,7 @@ def synthetic_history(
         shape: Shape of the gamma distribution, positive.
 
     Raises:
-        ValueError: For a value out of range, naming it.
+        ValueError: For a value out of range, naming it, or if there would be more than ``MAX_RECORDS``.
     """
     import numpy as np
 
@@ -181,6 +185,10 @@ def synthetic_history(
     checked("shape", shape, positive=True)
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1, got {share:g}")
+    # A node itself, three of a failure, of what users do 1.6 times those of an ordinary node, and half a job a day.
+    expected = nodes * (1 + days * (rate * (3 + 1.6 + share * 3 * LEMON_FACTORS[1]) + 0.5))
+    if expected > MAX_RECORDS:
+        raise ValueError(f"rate gives some {expected:.3g} records: more than {MAX_RECORDS:,} are too many to wait for")
     generator = np.random.default_rng(derive(seed, "lemon history"))
     rates = rate * generator.gamma(shape, 1 / shape, nodes)
     lemons = generator.choice(nodes, round(share * nodes), replace=False)

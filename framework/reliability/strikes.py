@@ -75,7 +75,8 @@ def newest_checkpoint(directory: Path) -> Path | None:
     found = max(directory.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
     if found is None or found.is_file():
         return found
-    return max((path for path in found.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    parts = (path for path in found.rglob("*") if path.is_file())
+    return max(parts, key=lambda path: path.stat().st_size, default=None)
 
 
 def damage(file: Path) -> None:

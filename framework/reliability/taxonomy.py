@@ -85,12 +85,9 @@ def read_taxonomy(path: str | Path = FILE) -> Taxonomy:
     Raises:
         ConfigurationError: If the file cannot be read, or an entry is not as it should be, naming it.
     """
-    import yaml
+    from framework.configuration import load
 
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} cannot be read as a taxonomy: {' '.join(str(error).split())}") from error
+    values = load(Path(path))
     _keys(values, {"sources", "domains", "symptoms"}, str(path))
     sources, domains = (_texts(values[key], f"{path}: {key}") for key in ("sources", "domains"))
     _mapping(values["symptoms"], f"{path}: symptoms")
@@ -118,6 +115,9 @@ def _symptom(name: str, entry: Any, sources: Mapping[str, str], domains: Mapping
 def _mapping(value: Any, at: str) -> None:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{at}: expected a mapping, got {value!r}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigurationError(f"{at}: expected names, got {key!r}")
 
 
 def _keys(value: Any, keys: set[str], at: str) -> None:

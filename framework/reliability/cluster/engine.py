@@ -186,7 +186,7 @@ class _Engine:
             self._repair(node, now, fault.repair)
             return
         job.marked = job.marked or {}
-        job.marked.setdefault(node, fault.repair)
+        job.marked[node] = max(fault.repair, job.marked.get(node, 0.0))
         if fault.drains or job.hung < math.inf:
             return
         check = self.cluster.check
@@ -250,7 +250,8 @@ class _Engine:
         for level in lower:
             while level.ripe and self.free < need:
                 self._interrupt(next(reversed(level.ripe)), now, why)
-        return self.free >= need  # failed nodes that had not been found are no use
+        # Failed nodes that had not been found are no use: it takes those that are still within their guard time.
+        return self.free >= need or self._make_room(job, rank, now)
 
     def _ripen(self, level: _Level, now: float) -> float:
         """Move jobs beyond their guard time; returns when the next will be."""

@@ -1,8 +1,8 @@
 """When which node fails, and how: the superposed process of all nodes, drawn at once.
 
 Independent nodes at constant rates fail like one process of the sum of the rates, of which each failure falls on a node
-in proportion to its rate. So the cost is per failure, and not per node. Failures that fall on a node under repair do
-not happen, which leaves the process of the others as it is.
+in proportion to its rate. So the cost is per failure, and not per node. Failures that fall on a node under repair, or
+on one that is not there, do not happen, which leaves the process of the others as it is.
 """
 
 from __future__ import annotations
@@ -57,14 +57,13 @@ def draw_faults(cluster: Cluster, minutes: float, seed: int, without: frozenset[
         cluster: The cluster.
         minutes: Length of the simulation.
         seed: Seed of the simulation.
-        without: Nodes that never fail, because they are not there.
+        without: Nodes that never fail, because they are not there; the faults of the others are the same with them.
 
     Raises:
         ValueError: If there would be more than ``MAX_FAULTS``.
     """
     weights = np.ones(cluster.nodes)
     weights[lemons_of(cluster, seed)] = cluster.lemon_factor
-    weights[sorted(without)] = 0.0
     ends = np.cumsum(weights)
     per_day = (cluster.failure_rate + cluster.drain_rate) * float(ends[-1])
     mean = per_day * minutes / MINUTES_PER_DAY
@@ -83,4 +82,5 @@ def draw_faults(cluster: Cluster, minutes: float, seed: int, without: frozenset[
     transient = generator.uniform(size=count) < cluster.transient
     repair = generator.exponential(size=count) * np.where(transient, cluster.short_repair, cluster.long_repair)
     columns = (times, nodes, drains, sudden, transient, repair)
-    return [Fault(*row) for row in zip(*(column.tolist() for column in columns))]
+    drawn = (Fault(*row) for row in zip(*(column.tolist() for column in columns)))
+    return [fault for fault in drawn if fault.node not in without]

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 from framework.reliability.rates import GPUS_PER_NODE, MINUTES_PER_DAY, checked
 
+MAX_NODES = 10_000_000
+"""Most nodes of a cluster: what is beyond has no machine, and no memory to be simulated in."""
+
 SHARES = ("sudden", "transient", "lemon_share")
 """Attributes of a cluster that lie between 0 and 1."""
 
@@ -63,6 +66,8 @@ class Cluster:
                 raise ValueError(f"{field.name} must be between 0 and 1, got {value:g}")
         if self.nodes != int(self.nodes):
             raise ValueError(f"nodes must be a whole number, got {self.nodes:g}")
+        if self.nodes > MAX_NODES:
+            raise ValueError(f"nodes must be at most {MAX_NODES:,}, got {self.nodes:,}")
         if self.lemon_factor < 1:
             raise ValueError(f"lemon_factor must be at least 1, got {self.lemon_factor:g}")
 

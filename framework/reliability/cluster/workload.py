@@ -66,6 +66,9 @@ MIXES: dict[Mix, tuple[Kind, ...]] = {
 }
 """Synthetic mixes: of what is reported, they hold the share of GPU time below one node and from 256 GPUs."""
 
+MAX_JOBS = 2_000_000
+"""Jobs after which a simulation is refused: nobody would wait for it."""
+
 SPREAD = 1.0
 """Standard deviation of the logarithm of a job's work, which is log-normal."""
 
@@ -126,7 +129,8 @@ def synthetic_jobs(
         seed: Seed of the simulation.
 
     Raises:
-        ValueError: For values out of range, or if the cluster is too small for any.
+        ValueError: For values out of range, if the cluster is too small for any, or if there would be more than
+            ``MAX_JOBS``.
     """
     checked("days", days, positive=True)
     checked("load", load, positive=True)
@@ -141,10 +145,14 @@ def synthetic_jobs(
     generator = np.random.default_rng(derive(seed, "jobs"))
     minutes_ = days * MINUTES_PER_DAY
     jobs: list[ClusterJob] = []
-    for kind, nodes in kinds:
+    # In the mean, at any time.
+    running_of = [load * cluster.nodes * kind.share / whole / nodes for kind, nodes in kinds]
+    expected = sum(running * (1 + days * 24 / kind.hours) for running, (kind, _) in zip(running_of, kinds))
+    if expected > MAX_JOBS:
+        raise ValueError(f"load gives some {expected:.3g} jobs: more than {MAX_JOBS:,} are too many to wait for")
+    for running, (kind, nodes) in zip(running_of, kinds):
         mean = kind.hours * 60
         middle = math.log(mean) - SPREAD**2 / 2
-        running = load * cluster.nodes * kind.share / whole / nodes  # in the mean, at any time
         # Of those that run at a given time long ones are more than their share, and any part of them may be done.
         present = int(generator.poisson(running))
         left = generator.lognormal(middle + SPREAD**2, SPREAD, present) * generator.uniform(size=present)
@@ -246,8 +254,15 @@ def _time(name: str, text: str | None) -> float:
 def _submitted(text: str | None) -> float:
     text = (text or "").strip()
     try:
+        if float(text) == 0:
+            return 0.0
+    except ValueError:
+        pass
+    else:  # before dates, which eight digits would be, too
+        return _time("submit", text)
+    try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        return 0.0 if text == "0" else _time("submit", text)
+        return _time("submit", text)
     since = when.replace(tzinfo=None) - datetime(1970, 1, 1)
     return (since - (when.utcoffset() or since * 0)).total_seconds() / 60

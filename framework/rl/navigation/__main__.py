@@ -7,6 +7,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {pair} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        if isinstance(options[key], str):
+            with suppress(ValueError):  # 1e-3 is text to YAML
+                options[key] = float(value)
     return options
 
 

@@ -165,6 +165,11 @@ class Settings:
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} must be at most {high} = {getattr(self, high)}, got {getattr(self, low)}")
+        if self.goal_radius >= self.min_distance:
+            raise ValueError(
+                f"goal_radius must be less than min_distance = {self.min_distance}, got {self.goal_radius}: an episode "
+                "would begin at its goal"
+            )
         # What is checked at the end of a step alone must not jump over anything in between.
         jump = self.dt * (max(self.max_speed, -self.min_speed) + self.moving_speed)
         if jump > self.robot_radius:

@@ -82,6 +82,24 @@ def test_cluster_with_lemons(capsys):
     assert "from 14 % to 4 %" in " ".join(found["notes"])
 
 
+def test_a_picture_without_failures(capsys, tmp_path):
+    picture = tmp_path / "a.png"
+    alone = ("--duration", "1d", "--restart", "0", "--guard", "2d")  # nothing is lost at all
+    printed(capsys, *SMALL[:3], "--failure-rate", "0", *alone, "--picture", str(picture))
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_jobs_that_need_the_lemons_and_a_share_of_no_lemon(capsys, tmp_path):
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text("gpus: 64\nfailure_rate: 0.01\nduration: 30d\nlemons: 0.125\njobs: [{gpus: 64, work: 3d}]\n")
+    none, _, all_ = given_json(capsys, "cluster", "--scenario", str(scenario), "--large", "64")["lemons"]
+    assert none["failed"] > 0
+    assert (all_["nodes"], all_["lemons"], all_["failed"], all_["goodput"]) == (1, 1, None, None)
+    found = given_json(capsys, "cluster", "--scenario", str(scenario), "--lemons", "0.01")
+    assert "lemons" not in found
+    assert "A share of 0.01 of 8 nodes is no whole lemon: there is none." in found["notes"]
+
+
 def test_a_scenario_and_what_overrides_it(capsys, tmp_path):
     scenario = tmp_path / "s.yaml"
     scenario.write_text(
@@ -116,9 +134,11 @@ MISTAKES = {
     "cluster --gpus 64 --failure-rate 0.1 --checkpoint-interval young": "--checkpoint-interval young needs a",
     "cluster --gpus 64 --failure-rate 0.1 --mix x": "--mix: invalid choice: 'x'",
     "cluster --gpus 8 --failure-rate 0.1": "nodes must be at least 2 for a mix of jobs, got 1",
+    "cluster --gpus 999999992 --failure-rate 0": "nodes must be at most 10,000,000, got 124,999,999",
     "cluster --gpus 64 --failure-rate 1e9": "more than 20,000,000 are too many to wait for",
     "cluster --gpus 64 --failure-rate 0.1 --jobs none.csv": "none.csv cannot be read: No such file",
-    "cluster --scenario none.yaml": "--scenario none.yaml cannot be read: No such file",
+    "cluster --scenario none.yaml": "none.yaml: [Errno 2] No such file",
+    "cluster --scenario twice.yaml": "twice.yaml:2: key gpus given twice",
     "cluster --scenario list.yaml": "--scenario list.yaml must hold options by name",
     "cluster --scenario key.yaml": "no such option --gpu=64; did you mean --gpus",
     "cluster --scenario nested.yaml": "--scenario nested.yaml: gpus must be one option's number or text, got [64]",
@@ -126,25 +146,35 @@ MISTAKES = {
     "cluster --scenario work.yaml": "job 1 of the scenario: '3' is no time",
     "cluster --scenario count.yaml": "job 1 of the scenario: count must be a whole number above 0, got 0",
     "cluster --scenario large.yaml": "a job asks for 9 nodes, and the cluster has 8",
+    "cluster --scenario late.yaml --csv a.csv": "no job is submitted in the first 60 min",
+    "cluster --scenario nothing.yaml": "--scenario nothing.yaml: jobs must list at least one",
+    "cluster --scenario crowd.yaml": "job 1 of the scenario: count must be at most 2,000,000, got 999,999,999",
+    "cluster --gpus 64 --failure-rate 0.1 --load 1e25": "jobs: more than 2,000,000 are too many to wait for",
     "lemons": "lemons needs --trace FILE or --synthetic",
     "lemons --synthetic --trace a.csv": "lemons needs --trace FILE or --synthetic",
     "lemons --trace none.csv": "none.csv cannot be read: No such file",
     "lemons --trace t.csv --failure-rate 1": "--failure-rate goes with --synthetic",
     "lemons --trace t.csv --nodes 2": "lemons need a trace with a column node that is never empty",
     "lemons --synthetic --system 3": "--system goes with --trace",
-    "lemons --synthetic --nodes 1.5": "--nodes must be a whole number with --synthetic",
+    "lemons --synthetic --nodes 1.5": "--nodes must be a whole number, got 1.5",
+    "lemons --trace t.csv --nodes 2.5": "--nodes must be a whole number, got 2.5",
     "lemons --synthetic --failure-rate 1e-9": "--split 0.5: no failure before it, or none after it",
+    "lemons --synthetic --failure-rate 1e25": "records: more than 5,000,000 are too many to wait for",
     "lemons --synthetic --split 1": "--split: expected a number between 0 and 1, both excluded, got 1",
     "lemons --synthetic --votes 7": "--votes: expected a whole number from 1 to 6, got 7",
 }
 FILES = {
     "list.yaml": "- 1\n",
+    "twice.yaml": "gpus: 64\ngpus: 32\n",
     "key.yaml": "gpu: 64\n",
     "nested.yaml": "gpus: [64]\n",
     "job.yaml": "gpus: 64\nfailure_rate: 0\njobs: [{gpus: 8, work: 1h}, {gpus: 8, work: 1h, size: 3}]\n",
     "work.yaml": "gpus: 64\nfailure_rate: 0\njobs: [{gpus: 8, work: 3}]\n",
     "count.yaml": "gpus: 64\nfailure_rate: 0\njobs: [{gpus: 8, work: 3h, count: 0}]\n",
     "large.yaml": "gpus: 64\nfailure_rate: 0\njobs: [{gpus: 65, work: 3h}]\n",
+    "late.yaml": "gpus: 64\nfailure_rate: 0\nduration: 1h\njobs: [{gpus: 8, work: 3h, submit: 1h}]\n",
+    "nothing.yaml": "gpus: 64\nfailure_rate: 0\njobs: []\n",
+    "crowd.yaml": "gpus: 64\nfailure_rate: 0\njobs: [{gpus: 8, work: 3h, count: 999999999}]\n",
     "t.csv": "start\n1\n2\n",
 }
 

@@ -109,6 +109,11 @@ def test_a_check_of_low_severity_waits_for_the_end_of_the_job():
     )
     assert outcome.jobs[0].ended[FAILURE] == 1
     assert outcome.down == pytest.approx(100)
+    # The longer of the two, whichever came first.
+    outcome = simulate_cluster(
+        Cluster(1, 0, **BARE), [job], 500, faults=[fault(20, 0, repair=7, drains=True), fault(30, 0, repair=100)]
+    )
+    assert outcome.down == pytest.approx(100)
 
 
 def test_the_maximum_lifetime_is_counted_on_nodes_and_over_all_attempts():
@@ -162,6 +167,16 @@ def test_preemption_without_a_failure_is_not_second_order():
     assert one.lost[PREEMPTION] == pytest.approx(55)
     assert one.queue == pytest.approx(105)  # it needs both nodes
     assert by_size(outcome)[1].scheduling == pytest.approx(2 * (55 + 5))
+
+
+def test_what_a_hidden_failure_takes_away_is_made_good_when_the_next_guard_time_is_over():
+    cluster = Cluster(4, 0, **BARE | {"check": 1000.0, "requeue": 500.0, "guard": 60.0})
+    hung, young = ClusterJob(0, 2, 9000, restart=0), ClusterJob(50, 1, 9000, restart=0)
+    high = ClusterJob(100, 2, 9000, priority=1, restart=0)
+    outcome = simulate_cluster(cluster, [hung, young, young, high], 400, faults=[fault(70, 0, sudden=False)])
+    first, second, third, top = outcome.jobs
+    assert (first.ended[FAILURE], second.ended[PREEMPTION], third.ended[PREEMPTION]) == (1, 0, 1)
+    assert top.queue == pytest.approx(10)  # the hung job freed one node at 100, and a young one the other at 110
 
 
 def test_equals_are_served_in_the_order_of_submission_and_nothing_overtakes():
@@ -287,6 +302,11 @@ def test_without_lemons_large_jobs_fail_less():
     (failed, ended), (later, of) = failed_share(outcome, 512), failed_share(without, 512)
     assert later / of < 0.5 * failed / ended
     assert not {event.node for event in without.events} & set(outcome.lemons)
+    # Like with like: what happens to the other nodes is the same.
+    faults_ = draw_faults(cluster, 40 * 1440, 0)
+    assert draw_faults(cluster, 40 * 1440, 0, frozenset(outcome.lemons)) == [
+        each for each in faults_ if each.node not in outcome.lemons
+    ]
 
 
 def test_a_month_of_sixteen_thousand_gpus_takes_a_second():
@@ -358,6 +378,11 @@ def test_jobs_of_a_file(tmp_path):
         assert reason in line
     file.write_text("submit,gpus,duration\n0,8,1\n90s,8,1\n")
     assert [job.submit for job in read_jobs(file, Cluster(64, 0.0)).jobs] == [0, 1.5]
+    file.write_text("submit,gpus,duration\n28401100.0,8,1\n28401105,8,1\n")  # minutes since 1970, and no date
+    assert [job.submit for job in read_jobs(file, Cluster(64, 0.0)).jobs] == [0, 5]
+    file.write_text("submit,gpus,duration\n0.0,8,1\n1.5,8,1\nnan,8,1\n")
+    trace = read_jobs(file, Cluster(64, 0.0))
+    assert ([job.submit for job in trace.jobs], len(trace.unreadable)) == ([0, 1.5], 1)
 
 
 @pytest.mark.parametrize(

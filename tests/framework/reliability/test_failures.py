@@ -148,7 +148,12 @@ def test_a_step_fails_once_in_a_run_whatever_restarts_it(tmp_path):
 
 
 def test_steps_that_one_place_passes_over_are_one_failure_and_those_before_the_start_are_none(tmp_path):
-    made = Injector(Plan(at_steps=[2, 12, 15, 25], during="validation"))
+    made = Injector(Plan(at_steps=[2, 15]))
+    made.begin(tmp_path, 0)
+    made.first(10)
+    assert made.due("step", 11) is None
+    assert made.due("step", 15) == Due((15,))
+    made = Injector(Plan(at_steps=[12, 15, 25], during="validation"))
     made.begin(tmp_path, 0)
     made.first(10)
     assert made.due("step", 12) is None
@@ -158,6 +163,28 @@ def test_steps_that_one_place_passes_over_are_one_failure_and_those_before_the_s
     made.announce(due, 20)
     assert made.due("validation", 24) is None
     assert made.due("validation", 30) == Due((25,))
+
+
+@pytest.mark.parametrize("place", ["validation", "checkpoint"])
+def test_a_restart_between_a_step_and_the_place_it_waits_for_loses_no_failure(tmp_path, place):
+    for begins in (0, 7):  # killed at 8, and gone on with from 7
+        made = Injector(Plan("exception", at_steps=[5], during=place))
+        made.begin(tmp_path, 0)
+        made.first(begins)
+    assert made.due(place, 10) == Due((5,))
+
+
+def test_plans_of_one_kind_and_place_do_not_take_each_others_failures(tmp_path):
+    """A step of another rank, and the most of another clock, are each plan's own."""
+    first = injector(tmp_path, at_steps=[4], rank=0)
+    first.announce(first.due("step", 4), 4)
+    assert injector(tmp_path, at_steps=[4], rank=0).due("step", 4) is None
+    assert injector(tmp_path, at_steps=[4], rank=1).due("step", 4) == Due((4,))
+    often = injector(tmp_path, mttf="1ms", seed=1)
+    for _ in range(3):
+        often.announce(Due(), 1)
+    assert injector(tmp_path, mttf="1ms", seed=2, max_failures=3).remaining() is not None
+    assert injector(tmp_path, mttf="1ms", seed=1, max_failures=3).remaining() is None
 
 
 def test_only_the_rank_that_is_meant_fails_and_a_step_once_in_a_run_not_once_in_each_rank(tmp_path):
@@ -210,6 +237,14 @@ def test_a_supervisors_attempt_counts_and_begins_with_the_process(tmp_path, monk
         "event": "failure", "attempt": 5, "rank": 0, "kind": "sigkill", "during": "step", "step": 3,
         "symptom": "node_fail",
     }  # fmt: skip
+
+
+def test_without_a_supervisor_the_ledger_tells_the_attempt_that_its_own_writer_counts(tmp_path):
+    for attempt in (0, 1):  # the first was stopped by hand
+        ledger.Ledger(tmp_path / ledger.FILE, attempt).write("start")
+    made = injector(tmp_path, at_steps=[3])
+    made.announce(made.due("step", 3), 3)
+    assert [(each["event"], each["attempt"]) for each in ledger.read(tmp_path / ledger.FILE)][-1] == ("failure", 1)
 
 
 def test_the_record_survives_torn_lines_and_foreign_ones(tmp_path):
@@ -325,6 +360,9 @@ def test_the_newest_checkpoint_is_found_and_halved(tmp_path):
     for size in (1, 30, 20):
         (shards / f"{size}.distcp").write_bytes(bytes(size))
     assert newest_checkpoint(tmp_path) == shards / "30.distcp"
+    (tmp_path / "checkpoints/empty.ckpt").mkdir()
+    os.utime(tmp_path / "checkpoints/empty.ckpt", (2**32, 2**32))
+    assert newest_checkpoint(tmp_path) is None
 
 
 CHECKPOINT = {"weights": torch.arange(1000.0), "step": 3}

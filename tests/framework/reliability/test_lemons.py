@@ -110,11 +110,12 @@ def test_a_trace_tells_alone_from_together_and_short_from_long():
     rows = [(10.0, "x", 5.0), (20.0, "x", 1440.0), (20.0, "y", math.nan), (30.0, "y", 9.0)]
     failures = [Failure(*row) for row in rows]
     history = history_of_trace(Trace(failures, 4, 1.0, 4))
-    signals = {name: column.tolist() for name, column in zip(SIGNALS, history.signals(0, 1).T)}
+    signals = {name: column.tolist() for name, column in zip(SIGNALS, history.signals(0, 2).T)}
     assert history.names == ["x", "y"]
     assert signals["out_count"] == [2, 2, 0, 0]
     assert signals["multi_node_node_fails"] == signals["single_node_node_fails"] == [1, 1, 0, 0]
     assert signals["tickets"] == [1, 0, 0, 0]
+    assert not history.signals(0, 1)[:, SIGNALS.index("tickets")].any()  # not known before the repair has taken a day
     with pytest.raises(ValueError, match="need a trace with a column node"):
         history_of_trace(Trace([Failure(1.0, "", 1.0)], 4, 1.0, 1))
     with pytest.raises(ValueError, match="names 2 nodes, and nodes is 1"):

@@ -51,6 +51,8 @@ def test_symptoms_rule_domains_out():
         (lambda t: t["symptoms"]["pcie"]["domains"].update(hardwear="likely"), "one of user, .*did you mean hardware"),
         (lambda t: t["symptoms"]["pcie"]["domains"].update(user=True), "domains.user: expected one of likely, .*True"),
         (lambda t: t["symptoms"]["pcie"].update(transience="often"), "pcie.transience: expected one of transient"),
+        (lambda t: t["sources"].update({1: "a book"}), "sources: expected names, got 1"),
+        (lambda t: t["symptoms"].update({7: t["symptoms"]["pcie"]}), "symptoms: expected names, got 7"),
         (lambda t: t["symptoms"]["pcie"].update(mark="heard"), "pcie.mark: expected one of paper, .*'heard'"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -266,6 +267,19 @@ def test_tables(tmp_path):
     assert read_preferences(groups) == [Pair("a", "b", False, "u"), Pair("b", "a", False, "v")]
     sums, names = read_components(write(tmp_path / "c.csv", ("trajectory", "goal"), ("007", 1), ("1", -2.5)))
     assert (names, {name: each.tolist() for name, each in sums.items()}) == (("goal",), {"007": [1.0], "1": [-2.5]})
+
+
+def test_names_that_are_numbers_in_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"trajectory": [1, 2], "goal": [1.0, 0.0]}).to_parquet(tmp_path / "c.parquet")
+    pd.DataFrame({"better": [1], "worse": [2]}).to_parquet(tmp_path / "p.parquet")
+    sums, _ = read_components(tmp_path / "c.parquet")
+    pairs = read_preferences(tmp_path / "p.parquet")
+    assert pairs == [Pair("1", "2")]
+    assert fit(sums, pairs, ("goal",), l2=1.0).agreement == 1
+    pd.DataFrame({"better": ["1", None], "worse": ["2", "1"]}).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"p\.parquet:3: better is empty"):
+        read_preferences(tmp_path / "p.parquet")
 
 
 @pytest.mark.parametrize(

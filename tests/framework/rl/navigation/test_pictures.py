@@ -95,5 +95,7 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().err == "navigation: error: navigation has no option movign; did you mean moving?\n"
     assert main(["--set", "moving"]) == 2
     assert "--set takes KEY=VALUE, got moving" in capsys.readouterr().err
+    assert main(["--episodes", "1", "--set", "dt=5e-2", "moving=0", "time_limit=3"]) == 0
+    assert capsys.readouterr().out.startswith("gaps, 1 episodes: goal 0.0 %, collision 0.0 %, time 100.0 %")
     assert main(["--set", "moving=["]) == 2
     assert capsys.readouterr().err.startswith("navigation: error: --set moving=[ cannot be read as YAML: ")

@@ -125,6 +125,7 @@ def test_no_room():
         ({"min_radius": 0.8}, r"min_radius must be at most max_radius = 0\.7, got 0\.8"),
         ({"reference_speed": 1.5}, r"reference_speed must be at most max_speed = 1\.0, got 1\.5"),
         ({"min_distance": 11, "max_distance": 12}, r"min_distance must be less than 10\.5 in a room of 8\.0, got 11"),
+        ({"goal_radius": 4.0}, r"goal_radius must be less than min_distance = 4\.0, got 4\.0: an episode would"),
         ({"max_radius": 3.6}, r"max_radius must be less than 3\.5 in a room of 8\.0, got 3\.6"),
         ({"moving_radius": 4}, r"moving_radius must be less than 3\.9 in a room of 8\.0, got 4"),
         ({"field_of_view": 7}, "field_of_view must be at most 2 pi, got 7"),
