@@ -67,7 +67,8 @@ _CHECKPOINT = {
     "validate": "best (default), last, a file, or none for fresh weights",
 }
 _EXTRA = {
-    "fit": "\n  --test_after_fit BOOL  test the best checkpoint after training (default true)",
+    "fit": "\n  --test_after_fit BOOL  test the best checkpoint after training (default true)"
+    "\n  --resumable auto|true|false  a killed run goes on bit for bit: say what cannot, or refuse it (default auto)",
     "federate": "\n  --federation.<key> VALUE  who takes part, what a client does, how the server combines it; "
     "--federation.help lists them"
     "\n  --test_after_fit BOOL  test the best round after the last (default true)",
@@ -171,10 +172,12 @@ def run(args: list[str]) -> FulguriteCLI | None:
 
 
 def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
-    if "FULGURITE_ATTEMPT" in os.environ and "LOCAL_RANK" in os.environ:
-        from framework.reliability.supervisor_processes import die_with_parent
+    if "FULGURITE_ATTEMPT" in os.environ:
+        from framework.reliability.supervisor_processes import die_with_parent, show_stacks
 
-        die_with_parent(os.getppid())  # a rank that the first one has started
+        show_stacks()  # a new interpreter does not yet
+        if "LOCAL_RANK" in os.environ:
+            die_with_parent(os.getppid())  # a rank that the first one has started
     from framework.configuration import Configuration, pairs
 
     given = pairs(rest)

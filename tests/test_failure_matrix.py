@@ -12,7 +12,7 @@ import make_tiny
 import pytest
 import torch
 import yaml
-from every_config import CONFIGS, FEDERATIONS, OWN_FILES, kind, one_of_each
+from every_config import CONFIGS, FEDERATIONS, OWN_FILES, one_of_each
 
 from framework.configuration import read, shipped
 from framework.reliability import failures, ledger
@@ -56,8 +56,6 @@ MORE = [
     for place in ("validation", "checkpoint")
 ]
 
-#: Data with which a run goes on from the end of an epoch alone.
-EPOCHS_ONLY = {"OnlineReplay": "what it holds comes from the environment while it trains"}
 
 #: A run that meets everything that does not change its weights.
 ALL_KINDS = [OFTEN] + [
@@ -174,8 +172,7 @@ def told(folder):
 
 def test_what_the_matrix_leaves_out_exists():
     assert {*EXCLUDED, *TOLD} <= {*CONFIGS, *FEDERATIONS}
-    assert all({**EXCLUDED, **EPOCHS_ONLY}.values())
-    assert set(EPOCHS_ONLY) <= {kind(name)[2] for name in CONFIGS}
+    assert all(EXCLUDED.values())
 
 
 @pytest.mark.parametrize("name", [name for name in one_of_each(0) if name not in (*EXCLUDED, *FEDERATED)])
@@ -184,8 +181,7 @@ def test_a_method_under_kills_ends_in_the_same_weights(supervised, folder, name)
     assert supervised(folder, *command, "--trainer.default_root_dir", "whole") == [0]
     steps = states_of_one(folder)["global_step"]
     kills = [*KILLS, "--trainer.callbacks.at_steps", f"[{steps // 4}]"]
-    overlays = ["-c", "overlays/failure_injection", *kills, "-c", "more.yaml"]
-    overlays += [] if kind(name)[2] in EPOCHS_ONLY else ["-c", "often.yaml"]
+    overlays = ["-c", "overlays/failure_injection", *kills, "-c", "more.yaml", "-c", "often.yaml"]
     codes = supervised(folder, *command, "--trainer.default_root_dir", "killed", *overlays)
     assert codes == [-9] * 3 + [0]
     assert sorted(each["during"] for each in told(folder)) == ["checkpoint", "optimizer", "validation"]
