@@ -26,6 +26,8 @@ ENTRY = "framework.cli"
 RUNS = ("fit", "federate")
 RECORDER = "callbacks.ettr_recorder.ETTRRecorder"
 ROUNDS = "rounds.jsonl"
+PRINTING = ("-h", "--help", "--print_config")
+"""Arguments of a run that have it print something and end: there is nothing to supervise."""
 
 DESCRIPTION = """Start a run and restart it from its newest whole checkpoint, in the same directory, until it is done.
 
@@ -56,7 +58,10 @@ def run(args: list[str]) -> int:
     at = next((index for index, word in enumerate(args) if word in RUNS), len(args))
     if at == len(args) and not {"-h", "--help"} & set(args):
         raise ConfigurationError("supervise: say what to run: fulgurite supervise [options] fit|federate ...")
-    options = parser.parse_args(args[:at])
+    options = parser.parse_args([each for each in args[:at] if each != "--debug"])
+    if any(each in PRINTING or each.partition("=")[0].endswith(".help") for each in args[at:]):
+        import_module(ENTRY).run([each for each in args[at:] if each != "--debug"])
+        return 0
     settings = Settings(
         max_restarts=options.max_restarts,
         backoff=options.backoff,
@@ -103,9 +108,13 @@ def supervise(args: list[str], settings: Settings | None = None, cold: bool = Fa
         cold = bool(reason)
     with tempfile.TemporaryDirectory(prefix="fulgurite-") as folder:
         learned = _Learned(Path(folder) / "modules")
-        body = _cold if cold else _warm
+
+        def body(again: bool) -> None:
+            begin = _cold if cold or learned.threads else _warm
+            begin([*arguments, *(["--ckpt_path", "last"] if again else [])])
+
         outcome = Supervisor(
-            lambda again: body([*arguments, *(["--ckpt_path", "last"] if again else [])]),
+            body,
             directory,
             settings,
             directory / ROUNDS if command == "federate" else None,
@@ -219,11 +228,15 @@ class _Learned:
 
     Args:
         file: Where the run leaves the names of its modules.
+
+    Attributes:
+        threads: Whether one of them has started threads, which a fork would not have.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.stamp = 0
+        self.threads = False
 
     def load(self) -> None:
         """Import what the run has, once that is known."""
@@ -236,6 +249,7 @@ class _Learned:
             for name in self.file.read_text(encoding="utf-8").split():
                 if name not in sys.modules and not name.startswith("__"):
                     _try_import(name)
+        self.threads = threading.active_count() > 1
 
 
 def _classes(node: Any) -> list[str]:

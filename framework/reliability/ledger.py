@@ -2,7 +2,7 @@
 
 Several processes write to it: the recorder inside a run, whatever injects failures, and the supervisor outside. Each
 line is one ``write`` to a descriptor opened for appending, which the system keeps whole against other writers; a kill
-of a process loses nothing that was written, and only a crash of the machine can tear the last line.
+of a process loses nothing that was written, and only a crash of the machine or a full disk can tear a line.
 
 An event has ``event``, ``time`` (seconds since 1970), ``monotonic`` (seconds of a clock that never jumps, equal in all
 processes of a machine until it is booted again), ``attempt`` (0, 1, ...), ``rank``, and fields of its own.
@@ -10,6 +10,7 @@ processes of a machine until it is booted again), ``attempt`` (0, 1, ...), ``ran
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -54,10 +55,16 @@ class Ledger:
             event: What happened.
             sync: Whether to wait until it is on the disk, for what has to outlive the machine.
             fields: More about it, as JSON knows it; ``attempt`` and ``rank`` replace the usual ones.
+
+        Raises:
+            OSError: If the disk is full; the next event that finds room is whole again.
         """
         line: Event = {"event": event, "time": time.time(), "monotonic": time.monotonic()}
         line |= {"attempt": self.attempt, "rank": _rank(), **fields}
-        os.write(self._open(), f"{json.dumps(line)}\n".encode())
+        content = f"{json.dumps(line)}\n".encode()
+        if (written := os.write(self._open(), content)) < len(content):
+            self.close()  # opened again, it ends the torn line
+            raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes were written", str(self.path))
         if sync:
             os.fsync(self._open())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -257,8 +258,11 @@ class _Books:
             now.spans.append(Span("queue", self.ended, begin))
         self.complete = False
         self._book(now, own)
-        now.how = str(exit_["reason"]) if exit_ is not None else "" if last else "died"
-        failed = not last if exit_ is None else bool(exit_["code"] or exit_.get("hung"))
+        if exit_ is not None:
+            now.how, failed = str(exit_.get("reason", "")), bool(exit_.get("code") or exit_.get("hung"))
+        else:
+            now.how = _last_word(own, "" if last else "died")
+            failed = bool(now.how)
         now.failed = failed and not self.complete and not now.how.startswith("stopped")
         self.after += ended - now.end
         self.ended = ended
@@ -273,6 +277,8 @@ class _Books:
         for event in events:
             name, time, step = event["event"], self._at(event), int(event.get("step", -1))
             if not now.started:
+                if name == "run" and self.furthest < 0:
+                    self.furthest = step  # what was done before there was a ledger
                 if name in _STARTED:
                     now.spans.append(Span("restart", at, time))
                     now.started, at = True, time
@@ -335,7 +341,25 @@ class _Books:
         return (float(event[self.clock]) - self.origin) / 60
 
 
+def _last_word(events: Sequence[Event], otherwise: str) -> str:
+    """How an attempt that nobody supervised ended: by Ctrl-C, by an exception, or in a way that left no word."""
+    kinds = [str(event.get("kind")) for event in events if event["event"] == "exception"]
+    if not kinds:
+        return otherwise
+    return "stopped by SIGINT" if kinds[-1] == "KeyboardInterrupt" else f"raised {kinds[-1]}"
+
+
 def _clock(events: Sequence[Event]) -> str:
-    """The clock to trust: the monotonic one, unless it began anew with a boot, or on another machine."""
+    """The clock to trust: the monotonic one, unless it began anew with a boot, or on another machine.
+
+    Where the other one alone was set back, it is not to be trusted.
+    """
+    if _back(events, "time") > _CLOCK_DRIFT >= _back(events, "monotonic"):
+        return "monotonic"
     offsets = [float(event["time"]) - float(event["monotonic"]) for event in events]
     return "monotonic" if not offsets or max(offsets) - min(offsets) < _CLOCK_DRIFT else "time"
+
+
+def _back(events: Sequence[Event], clock: str) -> float:
+    """The most seconds by which a clock goes back from an event to the next."""
+    return max((float(before[clock]) - float(after[clock]) for before, after in pairwise(events)), default=0.0)

@@ -127,6 +127,17 @@ class Outcome:
         )
 
 
+class _Ledger(Ledger):
+    """One that says what it cannot write: a full disk must not end the supervisor, which outlasts it."""
+
+    def write(self, event: str, sync: bool = False, **fields: Any) -> None:
+        """Append an event, if that is possible."""
+        try:
+            super().write(event, sync, **fields)
+        except OSError as error:
+            _say(f"{event} is missing in the ledger: {error}")
+
+
 class Supervisor:
     """Starts attempts of one run until it is done or hopeless.
 
@@ -151,7 +162,7 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.body, self.directory, self.settings = body, directory, settings or Settings()
-        self.ledger = Ledger(directory / FILE)
+        self.ledger = _Ledger(directory / FILE)
         self.rounds, self.meanwhile = rounds, meanwhile
         self.environment = {**(environment or {}), ASSIGNED: str(directory)}
         self.stopping: int | None = None
@@ -191,9 +202,9 @@ class Supervisor:
         each = [{**environment, **own} for own in ranks(self.settings.processes)]
         begun, day = time.monotonic(), time.time()
         attempt = Attempt(lambda: self.body(again), each)
-        self.ledger.write("spawn", attempt=number, time=day, monotonic=begun, pids=attempt.pids)
         reason, code, hung = "", None, False
         try:
+            self.ledger.write("spawn", attempt=number, time=day, monotonic=begun, pids=attempt.pids)
             while (code := attempt.code()) is None and not reason:
                 attempt.wait(POLL)
                 watch.look()
@@ -241,7 +252,7 @@ class Supervisor:
         """Wait before the next attempt, longer with each that led nowhere."""
         seconds = min(self.settings.backoff * 2.0 ** min(max(idle - 1, 0), 60), LONGEST_BACKOFF)
         at = f"at step {ended.step}" if ended.step >= 0 else "before its first step"
-        self._say(f"attempt {number} {ended.reason} {at}; restart {restart} in {seconds:.3g} s")
+        _say(f"attempt {number} {ended.reason} {at}; restart {restart} in {seconds:.3g} s")
         if seconds:
             self.ledger.write("backoff", attempt=number, seconds=seconds)
         until = time.monotonic() + seconds
@@ -264,15 +275,17 @@ class Supervisor:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = number
 
-    def _say(self, line: str) -> None:
-        sys.stderr.write(f"fulgurite: supervise: {line}\n")
-        sys.stderr.flush()
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"fulgurite: supervise: {line}\n")
+    sys.stderr.flush()
 
 
 @contextmanager
 def _signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Meanwhile, what would end this process is told to a handler instead."""
+    """Meanwhile, what would end this process is told to a handler instead; what is ignored (nohup) stays ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -226,11 +227,20 @@ def _enter(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.register(STACKS, file=2, all_threads=True)
+    show_stacks()
     random.seed()
     os.environ.update(environment)
+    atexit._clear()  # those of the supervisor
     signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-    body()
+    try:
+        body()
+    finally:
+        atexit._run_exitfuncs()  # which a fork of multiprocessing leaves out before Python 3.14
+
+
+def show_stacks() -> None:
+    """Have this process print the stacks of its threads when it is asked for them."""
+    faulthandler.register(STACKS, file=2, all_threads=True)
 
 
 def replace(command: Sequence[str]) -> NoReturn:
