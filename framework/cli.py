@@ -212,7 +212,8 @@ def _expected(error: Exception) -> bool:
     exceptions = sys.modules.get("lightning.fabric.utilities.exceptions")
     if exceptions is not None and isinstance(error, exceptions.MisconfigurationException):
         return True
-    return isinstance(error, ValueError | TypeError | FileNotFoundError) and not vars(error).get("in_training")
+    mistakes = ValueError | TypeError | FileNotFoundError | PermissionError
+    return isinstance(error, mistakes) and not vars(error).get("in_training")
 
 
 def _leave_group() -> None:

@@ -249,7 +249,9 @@ class _Learned:
             for name in self.file.read_text(encoding="utf-8").split():
                 if name not in sys.modules and not name.startswith("__"):
                     _try_import(name)
-        self.threads = threading.active_count() > 1
+        if threading.active_count() > 1 and not self.threads:
+            self.threads = True
+            sys.stderr.write("fulgurite: supervise: every attempt is a new interpreter now: a module started threads\n")
 
 
 def _classes(node: Any) -> list[str]:

@@ -81,8 +81,13 @@ class Ledger:
     def _open(self) -> int:
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            _end_line(self.path, self._descriptor)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _end_line(self.path, descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._descriptor = descriptor
         return self._descriptor
 
 

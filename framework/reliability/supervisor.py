@@ -128,7 +128,10 @@ class Outcome:
 
 
 class _Ledger(Ledger):
-    """One that says what it cannot write: a full disk must not end the supervisor, which outlasts it."""
+    """One that says what it cannot write, for the supervisor has to outlast a full disk.
+
+    It is opened for every event, which ends a line that the run may have torn.
+    """
 
     def write(self, event: str, sync: bool = False, **fields: Any) -> None:
         """Append an event, if that is possible."""
@@ -136,6 +139,8 @@ class _Ledger(Ledger):
             super().write(event, sync, **fields)
         except OSError as error:
             _say(f"{event} is missing in the ledger: {error}")
+        finally:
+            self.close()
 
 
 class Supervisor:
@@ -191,7 +196,6 @@ class Supervisor:
                     break
                 number += 1
         self.ledger.write("stop", attempt=number, code=outcome.code, reason=outcome.reason)
-        self.ledger.close()
         return outcome
 
     def _attempt(self, number: int, watch: Watch, again: bool) -> tuple[Ended, list[str]]:
@@ -283,9 +287,10 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Meanwhile, what would end this process is told to a handler instead; what is ignored (nohup) stays ignored."""
+    """Meanwhile, what would end this process is told to a handler instead; a hangup that is ignored stays so."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, handler)
     try:

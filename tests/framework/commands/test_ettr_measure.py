@@ -95,5 +95,10 @@ def test_mistakes_are_told_in_one_line(run, capsys, tmp_path):
     assert "measure needs a run directory" in fails(capsys, "ettr", "measure")
     assert "nowhere: no such ledger" in fails(capsys, "ettr", "measure", str(tmp_path / "nowhere"))
     assert "no such option --picure; did you mean --picture" in fails(capsys, "ettr", "measure", str(run), "--picure")
+    bare = [{"event": name, "time": at, "monotonic": at, "attempt": 0} for name, at in (("spawn", 0), ("exit", 60))]
+    (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))  # of another program
+    assert json.loads(printed(capsys, run, "--json", "-"))["failures"] == 0
+    (run / "ledger.jsonl").write_bytes(b"\x80\x02PK\n")
+    assert "it tells of no start of a run" in fails(capsys, "ettr", "measure", str(run))
     (run / "ledger.jsonl").write_text("not a ledger\n")
     assert "it tells of no start of a run" in fails(capsys, "ettr", "measure", str(run))

@@ -149,6 +149,56 @@ def test_mistakes_are_told_in_one_line_before_anything_is_started(folder, capsys
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["", "debug"])
+def test_what_only_prints_is_not_supervised(folder, capsys, debug):
+    main(["supervise", *debug, "fit", "-c", "base.yaml", "--help"])
+    assert capsys.readouterr().out.startswith("usage: fulgurite fit")
+    with pytest.raises(SystemExit) as ended:
+        main(["supervise", "--nproc", "2", *debug, "fit", "-c", "base.yaml", "--print_config"])
+    assert not ended.value.code
+    assert "class_path: mine.Net" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+LATE = """
+import sys, threading
+from pathlib import Path
+from framework.commands.supervise import _Learned
+
+Path("late.py").write_text("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
+sys.path.append(".")
+learned = _Learned(Path("modules"))
+for name in ("colorsys", "late"):
+    Path("modules").write_text(name)
+    learned.stamp = 0
+    learned.load()
+    assert name in sys.modules
+    print(learned.threads)
+"""
+STACKS = """
+import os, signal
+from framework.cli import main
+
+try:
+    main(["fit", "-c", "nothing.yaml"])
+except SystemExit:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    print("lives")
+"""
+
+
+def test_a_module_with_threads_ends_the_forks_and_a_new_interpreter_shows_its_stacks(folder):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FULGURITE_ATTEMPT": "0"}
+    late, stacks = (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        for code in (LATE, STACKS)
+    )
+    assert late.stdout.split() == ["False", "True"]
+    assert "every attempt is a new interpreter now" in late.stderr
+    assert stacks.stdout == "lives\n"
+    assert "Current thread" in stacks.stderr
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_run_that_dies_ends_as_if_it_had_not(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -64,6 +65,24 @@ def test_what_a_crash_has_torn_is_left_out_and_takes_nothing_with_it(file, torn)
     Ledger(file, 1).write("start")
     assert [event["attempt"] for event in read(file)] == [0, 1]
     assert last_attempt(file) == 1
+
+
+def test_a_full_disk_takes_one_event_and_not_the_next(file):
+    """A limit on the size of files is met as a full disk is: a part of the line is written, then nothing."""
+    ledger = Ledger(file, 0)
+    ledger.write("start")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"20 of \d+ bytes"):
+                ledger.write("step", step=1)
+            with pytest.raises(OSError, match="File too large"):
+                ledger.write("step", step=2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        ledger.write("exit")
+    assert [event["event"] for event in read(file)] == ["start", "exit", "exit"]
 
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(file):

@@ -93,6 +93,30 @@ def test_the_wall_clock_is_taken_where_the_other_began_anew():
     assert times(measured(shifted)) == pytest.approx(times(measured(BY_HAND)), abs=1e-5)
 
 
+def test_a_wall_clock_that_is_set_back_is_not_trusted():
+    back = [{**each, "time": each["time"] - 3600} if each["attempt"] else each for each in BY_HAND]
+    assert times(measured(back)) == times(measured(BY_HAND))
+
+
+def test_steps_before_there_was_a_ledger_are_not_counted():
+    begun = [event("spawn", 0), event("run", 1, step=100), event("step", 2, step=101), event("step", 3, step=102)]
+    again = [event("spawn", 4, 1), event("run", 5, 1, step=100), event("step", 6, 1, step=101)]
+    result = measured([*begun, *again])
+    assert [each.steps for each in result.attempts] == [2, 0]
+    assert times(result) == dict.fromkeys(KINDS, 0) | {"restart": 2, "productive": 2, "queue": 1, "redone": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "failures", "how"),
+    [("RuntimeError", 1, "raised RuntimeError"), ("KeyboardInterrupt", 0, "stopped by SIGINT")],
+)
+def test_a_run_without_a_supervisor_says_itself_how_it_ended(kind, failures, how):
+    ended = [event("start", 0, process=-60), event("run", 1, step=0), event("exception", 2, kind=kind, step=0)]
+    for events in (ended, [*ended, event("start", 3, 1, process=180)]):
+        result = measured(events)
+        assert (result.failures, result.attempts[0].how) == (failures, how)
+
+
 @pytest.mark.parametrize("hidden", [("spawn", "exit", "backoff", "stop")])
 def test_a_run_without_a_supervisor_is_measured_from_the_start_of_its_processes(hidden):
     alone = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 #: A run of ten steps with a checkpoint after each other one, which does in an attempt what its plan says.
 RUN = """
-import json, os, signal, subprocess, sys, time
+import atexit, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from framework.reliability.ledger import Ledger
 from framework.reliability.supervisor import Settings, Supervisor
@@ -32,7 +33,13 @@ plan, settings = json.loads(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
 saved = Path("saved")
 
 
+def last_words(who):
+    with open("ended", "a") as file:
+        file.write(who + "\\n")
+
+
 def body(again):
+    atexit.register(last_words, "run")
     attempt, rank = int(os.environ["FULGURITE_ATTEMPT"]), int(os.environ.get("RANK", 0))
     what, step = plan[min(attempt, len(plan) - 1)]
     with open(f"environment-{attempt}-{rank}.json", "w") as file:
@@ -87,11 +94,12 @@ def act(what, step, at):
         sys.exit(2)
 
 
+atexit.register(last_words, "supervisor")
 outcome = Supervisor(body, Path("."), settings).run()
 attempts = [[each.code, each.reason, each.step, each.checkpoint] for each in outcome.attempts]
 print(json.dumps({"code": outcome.code, "reason": outcome.reason, "attempts": attempts, "lines": outcome.lines}))
 """
-QUICK = {"backoff": 0.0, "hang_timeout": 1.0, "start_timeout": 5.0, "checkpoint_timeout": 2.0, "grace": 1.0}
+QUICK = {"backoff": 0.0, "hang_timeout": 2.0, "start_timeout": 20.0, "checkpoint_timeout": 3.0, "grace": 1.0}
 
 
 @pytest.fixture
@@ -100,12 +108,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(plan, **settings):
+def start(plan, first=None, **settings):
     """Start the supervisor; a plan has, for each attempt, what happens and at which step (-1: before the first)."""
     command = [sys.executable, "-c", RUN, json.dumps(plan), json.dumps({**QUICK, **settings})]
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env["PYTHONPATH"] = str(ROOT)
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=first
+    )
 
 
 def finish(process):
@@ -114,8 +124,8 @@ def finish(process):
     return json.loads(out.splitlines()[-1]), err
 
 
-def supervised(plan, **settings):
-    return finish(start(plan, **settings))
+def supervised(plan, first=None, **settings):
+    return finish(start(plan, first, **settings))
 
 
 def alive(pid):
@@ -125,14 +135,14 @@ def alive(pid):
         return False
 
 
-def gone(pid, seconds=5.0):
+def gone(pid, seconds=30.0):
     until = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < until:
         time.sleep(0.01)
     return not alive(pid)
 
 
-def soon(name, seconds=20.0):
+def soon(name, seconds=60.0):
     until = time.monotonic() + seconds
     while not Path(name).exists():
         assert time.monotonic() < until, f"{name} did not appear"
@@ -174,7 +184,7 @@ def test_whatever_ends_a_run_it_goes_on_from_its_last_checkpoint(folder):
     ids=["hang", "stopped", "start", "checkpoint"],
 )
 def test_a_run_without_a_sign_of_life_is_killed_and_restarted(folder, plan, reason):
-    outcome, err = supervised([plan, DONE], start_timeout=1.5)
+    outcome, err = supervised([plan, DONE], start_timeout=3.0)
     (code, why, *_), last = outcome["attempts"]
     assert code == -9
     assert why.startswith("hung: no sign of life for ")
@@ -197,10 +207,33 @@ def test_a_run_that_can_never_start_is_given_up(folder):
     assert outcome["attempts"] == [[7, "failed with exit code 7", -1, -1]] * 2
 
 
-def test_restarts_are_counted(folder):
-    outcome, _ = supervised([["kill", step] for step in range(2, 10)], max_restarts=2)
-    assert outcome["reason"] == "gave up after 2 restarts (--max-restarts)"
-    assert len(outcome["attempts"]) == 3
+@pytest.mark.parametrize("most", [0, 2])
+def test_restarts_are_counted(folder, most):
+    outcome, _ = supervised([["kill", step] for step in range(2, 10)], max_restarts=most)
+    assert outcome["reason"] == f"gave up after {most} restarts (--max-restarts)"
+    assert len(outcome["attempts"]) == most + 1
+
+
+def test_each_attempt_has_exit_handlers_of_its_own(folder):
+    supervised([["exit", 3], DONE])
+    assert Path("ended").read_text().split() == ["run", "run", "supervisor"]
+
+
+def test_a_full_disk_does_not_end_the_supervisor(folder):
+    """Stood for by a limit on the size of files, which neither the run nor the supervisor can pass."""
+    outcome, err = supervised([DONE], lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)), crash_loop=2)
+    assert outcome["reason"] == "gave up: 2 attempts in a row came no further (--crash-loop)"
+    assert "exit is missing in the ledger: " in err
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(folder):
+    process = start([["wait", 4]], lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
+    soon("waiting")
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    assert int(status["SigIgn"], 16) >> (signal.SIGHUP - 1) & 1
+    process.terminate()
+    outcome, _ = finish(process)
+    assert outcome["reason"] == "stopped by SIGTERM"
 
 
 def test_a_wrong_configuration_is_not_tried_again(folder):
