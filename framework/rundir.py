@@ -160,7 +160,7 @@ def last_checkpoint(root: Path, name: str) -> Found | None:
 
 
 def drop_previous(run: Path) -> None:
-    """Remove what was kept of overwritten ``last`` checkpoints, of a run that is complete and whose last one is whole."""
+    """Remove what was kept of overwritten ``last`` checkpoints, of a complete run whose last one is whole."""
     for kept in run.glob(f"{CHECKPOINTS}/last*{PREVIOUS}.ckpt"):
         if not damage(kept.with_name(kept.name.replace(PREVIOUS, ""))):
             kept.unlink(missing_ok=True)

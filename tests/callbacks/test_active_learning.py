@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,7 @@ def test_early_stopping_ends_the_round_and_begins_anew(last, when):
 def test_early_stopping_that_had_fired_when_a_run_was_killed_still_ends_the_round_alone(tmp_path):
     class CommandLine(Callback):
         on_fit_start = RunCallback.on_fit_start
+        cli = SimpleNamespace(place=SimpleNamespace(continued=False))
 
     def parts():
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
