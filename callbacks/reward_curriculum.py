@@ -108,6 +108,7 @@ class RewardCurriculum(Callback):
         self._annealing = True
         self._means = Means()
         self._checks = (0, 0)  # environment steps of the latest check and of the next one
+        self._latest: dict[str, Any] = {}  # losses of the module that have been counted
         self._told: dict[str, float] = {}  # to the criterion at the latest check
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -184,8 +185,10 @@ class RewardCurriculum(Callback):
     ) -> None:
         data, schedule = _data(trainer), self.schedule
         for name in schedule.needs:
-            if name in (ALPHA_LOSS, ACTOR_LOSS) and name in pl_module.told:  # type: ignore[operator]
-                self._means.add(name, pl_module.told[name])  # type: ignore[index]
+            told = cast(Any, pl_module).told.get(name) if name in (ALPHA_LOSS, ACTOR_LOSS) else None
+            if told is not None and told is not self._latest.get(name):  # not again after an update of critics alone
+                self._latest[name] = told
+                self._means.add(name, told)
         step = data.env_steps
         if step >= self._checks[1]:
             self._told = self._measured(trainer, pl_module, data)
@@ -210,7 +213,10 @@ class RewardCurriculum(Callback):
                 if not metrics.keys() >= set(names):
                     raise TypeError(f"{type(pl_module).__name__} logs no {names[0]}, which {name} needs in validation")
                 self._means.add(name, sum(weight * metrics[each] for weight, each in zip(self._target.weights, names)))
-            elif name.startswith("val/") and name in metrics:
+            elif name.startswith("val/"):
+                if name not in metrics:
+                    known = sorted(each for each in metrics if each.startswith("val/"))
+                    raise ConfigurationError(f"criterion: validation logs no {name!r}; there are {', '.join(known)}")
                 self._means.add(name, metrics[name])
 
     @property
@@ -278,12 +284,22 @@ class RewardCurriculum(Callback):
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, means[0])
             means = gathered
-        own = {"origin": self._origin, "means": means, "checks": self._checks, "told": dict(self._told)}
+        own = {
+            "rewards": self.rewards,
+            "origin": self._origin,
+            "means": means,
+            "checks": self._checks,
+            "told": dict(self._told),
+        }
         return {"schedule": self.schedule.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._rewards:
             return  # validate, test and predict restore callbacks, too
+        if state_dict["rewards"] != self.rewards:
+            raise ValueError(
+                f"rewards is {self.rewards}, but the checkpoint's experience is of {state_dict['rewards']}"
+            )
         self.schedule.load_state_dict(state_dict["schedule"])
         self._origin, self._annealing = state_dict["origin"], True
         latest, following = state_dict["checks"]

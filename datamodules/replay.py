@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -100,6 +101,8 @@ class OnlineReplay(LightningDataModule):
             raise ValueError(
                 f"total_env_steps must be more than learning_starts ({learning_starts}), got {total_env_steps}"
             )
+        if capacity < num_envs:
+            raise ValueError(f"capacity must be at least num_envs ({num_envs}), got {capacity}")
         if not (updates_per_step > 0 and math.isfinite(updates_per_step)):
             raise ValueError(f"updates_per_step must be positive, got {updates_per_step}")
         if num_envs > capacity:
@@ -207,7 +210,22 @@ class OnlineReplay(LightningDataModule):
     @property
     def _owed(self) -> int:
         """Updates that go with the steps taken and have not been handed out."""
-        return int(self._steps * self.hparams["updates_per_step"] + 1e-6) + self._extra - self._updates
+        return self._due(self._steps)
+
+    def _due(self, steps: int) -> int:
+        return int(steps * self.hparams["updates_per_step"] + 1e-6) + self._extra - self._updates
+
+    @property
+    def _round(self) -> int:
+        """Steps of this process between rounds of updates."""
+        count: int = self.hparams["num_envs"]
+        return -(-self.hparams["train_every"] // count) * count
+
+    def _is_last(self) -> bool:
+        """Whether no update goes with the steps that are left."""
+        left = max(0, self.hparams["total_env_steps"] - self.env_steps)
+        rounds = -(-left // (self._round * self._world[1]))
+        return self._due(self._steps + rounds * self._round) < 1
 
     def _finished(self) -> bool:
         return self.env_steps >= self.hparams["total_env_steps"] and self._owed < 1
@@ -230,9 +248,12 @@ class OnlineReplay(LightningDataModule):
                 continue
             batch = self.buffer.sample(self.hparams["batch_size"])
             self._updates += 1
-            if self._finished():
+            if self._is_last():
+                while not self._finished():
+                    self._collect(policy)
                 trainer.should_stop = True  # after this batch and a validation
             yield batch
+        trainer.should_stop = True  # where no update at all went with the steps
 
     def _collect(self, policy: Policy) -> None:
         """The random steps before the first update, or ``train_every`` of the policy."""
@@ -242,7 +263,7 @@ class OnlineReplay(LightningDataModule):
         first = min(p["learning_starts"], p["batch_size"]) if trial else p["learning_starts"]
         while self.env_steps < first:
             self._step(None)
-        for _ in range(-(-p["train_every"] // p["num_envs"])):
+        for _ in range(self._round // p["num_envs"]):
             self._steps += p["num_envs"]
             self._step(policy)
 
@@ -332,6 +353,7 @@ class OnlineReplay(LightningDataModule):
             "episodes": torch.tensor(self.episodes, dtype=torch.float64),
             "evaluations": torch.tensor(self._evaluations, dtype=torch.float64),
             **{name: getattr(self, name) for name in ("env_steps", *_COUNTERS)},
+            "task": self._task,
         }
         rank, size = self._world
         if size == 1:
@@ -340,10 +362,20 @@ class OnlineReplay(LightningDataModule):
         torch.distributed.gather_object(own, gathered)
         return {"ranks": gathered or []}
 
+    @property
+    def _task(self) -> dict[str, str]:
+        """What the experience, and the states of the environments, are of."""
+        p = self.hparams
+        given = {"environment": p["environment"], "arguments": p["arguments"] or {}, "num_envs": p["num_envs"]}
+        given["reward_weights"] = dict(zip(self.components, self.reward_weights))
+        return {name: json.dumps(value, sort_keys=True, default=str) for name, value in given.items()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; only where there is training to go on with."""
         if self._buffer is None or self._collector is None or "ranks" not in state_dict:
             return
+        if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+            return  # a test after training would take back what has been experienced since its checkpoint
         rank, size = self._world
         if len(state_dict["ranks"]) != size:
             raise ValueError(
@@ -351,6 +383,11 @@ class OnlineReplay(LightningDataModule):
                 "go on with as many as before"
             )
         own = state_dict["ranks"][rank]
+        for name, value in self._task.items():
+            if own["task"][name] != value:
+                raise ValueError(
+                    f"{name} is {value}, but the checkpoint's experience is of {own['task'][name]}: go on with the same"
+                )
         self._buffer.load_state_dict(own["buffer"])
         self._collector.load_state_dict(own["collector"])
         self.episodes, self._evaluations = own["episodes"].tolist(), own["evaluations"].tolist()

@@ -6,6 +6,7 @@ training is. Both are told steps and values that are the same on all ranks, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Criterion(Protocol):
 
         Args:
             step: Steps of this stage, rising.
-            values: What was measured since the last check. A name is missing where nothing was.
+            values: What was measured since the last check. A name is missing where nothing was, or nothing finite.
         """
         ...
 
@@ -127,7 +128,9 @@ class Schedule:
         if switch is None:
             return False
         elapsed = step - self.began
-        due = switch.criterion.due(elapsed, values)  # asked before min_steps, too: averages have to settle
+        # What is not finite would stay in averages and be a best that nothing beats.
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        due = switch.criterion.due(elapsed, finite)  # asked before min_steps, too: averages have to settle
         if elapsed < switch.min_steps or not (due or (switch.max_steps is not None and elapsed >= switch.max_steps)):
             return False
         self.index, self.began = self.index + 1, step

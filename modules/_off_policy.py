@@ -59,7 +59,7 @@ class OffPolicy(LightningModule):
         """Actions, see :class:`framework.rl.policy.Policy`."""
 
     def actor_is_due(self) -> bool:
-        """Whether this update steps the actor, too."""
+        """Whether this update moves the targets and, unless the critics are trained alone, the actor, too."""
         return True
 
     @torch.no_grad()
@@ -114,8 +114,9 @@ class OffPolicy(LightningModule):
         if self._noise is None or self._noise.device != device:
             self._noise = torch.Generator(device)
         self._noise.manual_seed(derive(run_seed(), "update", self.global_rank, self.updates))
-        actor = self._critic_only == 0 and self.actor_is_due()
-        self.told |= self.core.update(batch, self._step, self._noise, actor=actor)
+        due = self.actor_is_due()
+        actor = due and self._critic_only == 0
+        self.told |= self.core.update(batch, self._step, self._noise, actor=actor, targets=due)
         self.updates += 1
         self._critic_only = max(self._critic_only - 1, 0)
         every = getattr(self.trainer, "log_every_n_steps", 0)  # Lightning sets it without declaring it

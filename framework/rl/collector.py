@@ -86,6 +86,7 @@ class Collector:
         self.observation = torch.from_numpy(np.array(observation, np.float32))
         self._sums = np.zeros((count, len(self.components.names)))
         self._lengths = np.zeros(count, np.int64)
+        self._check(self.observation.numpy(), "observation")
 
     def step(self, policy: Policy | None, deterministic: bool = False) -> tuple[Transitions, list[Episode]]:
         """One step of every environment.
@@ -117,6 +118,8 @@ class Collector:
         self._check(components, "reward")
         self._check(following, "observation")
         ended = [self._end(number, info) for number in done.nonzero()[0]] if done.any() else []
+        if ended:
+            self._check(self.observation.numpy(), "observation")  # of new episodes
         transitions = Transitions(
             before, action, torch.from_numpy(components), torch.from_numpy(following), torch.from_numpy(terminated)
         )

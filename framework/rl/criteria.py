@@ -165,7 +165,7 @@ class AlphaLoss(_Settled):
 
 
 class ActorFit(_Settled):
-    """Once the actor is as good as what the critic knows near it, by :func:`framework.rl.curriculum.actor_fit`.
+    """Once the actor is as good as what the critic knows near it, by :func:`framework.rl.measures.actor_fit`.
 
     The second version of the paper switches by how well the actor matches the critic; **the formula is ours**.
 
@@ -241,6 +241,11 @@ class Plateau:
         _whole("steps", steps)
         if not (math.isfinite(min_delta) and min_delta >= 0):
             raise ConfigurationError(f"min_delta must be a number of at least 0, got {min_delta}")
+        known = (*RETURNS.values(), ALPHA_LOSS, ACTOR_LOSS, ACTOR_FIT)
+        if of not in known and "/" not in of:
+            raise ConfigurationError(
+                f"of must be {', '.join(known)}, or a logged name such as val/success; got {of!r}{near(of, known)}"
+            )
         if mode not in ("max", "min"):
             raise ConfigurationError(f"mode must be max or min, got {mode!r}")
         self.needs, self.earliest, self.min_delta = (of,), steps, min_delta

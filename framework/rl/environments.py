@@ -12,6 +12,7 @@ Anything else begins new episodes after a resume.
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -68,8 +69,11 @@ def make(environment: str, count: int, arguments: Mapping[str, Any] | None = Non
 
         register()
     given = dict(arguments or {})
+    module, _, name = environment.rpartition(":")
     try:
-        spec = gymnasium.spec(environment)
+        if module:
+            importlib.import_module(module)  # which registers it
+        spec = gymnasium.spec(name)
         if str(spec.entry_point).startswith(PHYSICS):
             _quieten_mujoco()
         if spec.vector_entry_point is not None:

@@ -227,6 +227,8 @@ class ReplayBuffer:
         for name, own, matters in (("components", own_names, True), ("capacity", self.capacity, overwritten)):
             if state[name] != own and matters:
                 raise ValueError(f"{name} of the replay buffer is {own}, but the checkpoint's is {state[name]}")
+        if state["added"] and "frozen" in self._columns and "frozen" not in state["columns"]:
+            raise ValueError("the replay buffer keeps stored rewards, but the checkpoint's has none")
         if "frozen" in state["columns"]:
             self._columns.setdefault("frozen", self._empty())
         for name, values in state["columns"].items():

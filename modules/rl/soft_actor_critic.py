@@ -78,7 +78,12 @@ class SoftActorCritic(nn.Module):
             return batch["reward"] + self.gamma * batch["terminated"].logical_not() * value
 
     def update(
-        self, batch: Mapping[str, Tensor], apply: Apply, generator: torch.Generator | None = None, actor: bool = True
+        self,
+        batch: Mapping[str, Tensor],
+        apply: Apply,
+        generator: torch.Generator | None = None,
+        actor: bool = True,
+        targets: bool = True,
     ) -> dict[str, Tensor]:
         """One step of the critics, the actor, the temperature and the targets.
 
@@ -89,6 +94,7 @@ class SoftActorCritic(nn.Module):
             apply: Steps the optimiser of a group, see :data:`Apply`.
             generator: Of the noise of actions, on the device of the batch.
             actor: Whether actor and temperature are stepped, too.
+            targets: Whether the targets are moved.
 
         Returns:
             Losses and what else is of interest, without a graph.
@@ -104,8 +110,9 @@ class SoftActorCritic(nn.Module):
         told = {"critic_loss": critic_loss.detach(), "q_mean": values.detach().mean(), "alpha": alpha}
         if actor:
             told |= self._update_actor(batch["observation"], alpha, noise[0], apply)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), [*parameters], self.tau)
+        if targets:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.target.parameters()), [*parameters], self.tau)
         return told
 
     def _update_actor(self, observation: Tensor, alpha: Tensor, noise: Tensor, apply: Apply) -> dict[str, Tensor]:

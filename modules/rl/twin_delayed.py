@@ -62,15 +62,21 @@ class TwinDelayed(nn.Module):
             return batch["reward"] + self.gamma * batch["terminated"].logical_not() * value
 
     def update(
-        self, batch: Mapping[str, Tensor], apply: Apply, generator: torch.Generator | None = None, actor: bool = True
+        self,
+        batch: Mapping[str, Tensor],
+        apply: Apply,
+        generator: torch.Generator | None = None,
+        actor: bool = True,
+        targets: bool | None = None,
     ) -> dict[str, Tensor]:
-        """One step of the critics and, if it is the actor's turn, of the actor and all targets.
+        """One step of the critics and, in their turn, of the actor and all targets.
 
         Args:
             batch: As ``ReplayBuffer.sample`` gives it.
             apply: Steps the optimiser of a group, see :data:`modules.rl.soft_actor_critic.Apply`.
             generator: Of the target's noise, on the device of the batch.
-            actor: Whether it is the actor's turn.
+            actor: Whether the actor is stepped, too.
+            targets: Whether the targets are moved; None: together with the actor.
 
         Returns:
             Losses and what else is of interest, without a graph.
@@ -82,13 +88,14 @@ class TwinDelayed(nn.Module):
         parameters = list(self.critic.parameters())
         apply("critic", parameters, torch.autograd.grad(critic_loss, parameters))
         told = {"critic_loss": critic_loss.detach(), "q_mean": values.detach().mean()}
-        if not actor:
-            return told
-        observation = batch["observation"]
-        loss = -self.critic(observation, self.actor(observation), only=1).mean()
         own = list(self.actor.parameters())
-        apply("actor", own, torch.autograd.grad(loss, own))
-        with torch.no_grad():
-            targets: list[Tensor] = [*self.target.parameters(), *self.target_actor.parameters()]
-            torch._foreach_lerp_(targets, [*parameters, *own], self.tau)
-        return {**told, "actor_loss": loss.detach()}
+        if actor:
+            observation = batch["observation"]
+            loss = -self.critic(observation, self.actor(observation), only=1).mean()
+            apply("actor", own, torch.autograd.grad(loss, own))
+            told["actor_loss"] = loss.detach()
+        if actor if targets is None else targets:
+            with torch.no_grad():
+                slow: list[Tensor] = [*self.target.parameters(), *self.target_actor.parameters()]
+                torch._foreach_lerp_(slow, [*parameters, *own], self.tau)
+        return told

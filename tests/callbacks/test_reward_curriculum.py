@@ -149,6 +149,19 @@ def test_every_criterion_is_told_what_it_looks_at(given, kept):
     assert made.schedule.history[0] <= 160
 
 
+def test_a_loss_counts_once_however_long_it_is_the_latest():
+    made = curriculum(criterion="actor_loss", check_every=10_000)
+    module, _, _ = fit(made, make=lambda: TD3(9, 2, hidden=[16], policy_delay=3))
+    # The first check, after one update of the critics alone, took nothing.
+    assert made._means.state_dict()["actor_loss"][1] == module.updates // 3 > 20
+
+
+def test_a_metric_that_validation_does_not_log_is_named():
+    given = {"name": "plateau", "steps": 5, "of": "val/sucess"}
+    with pytest.raises(ConfigurationError, match=r"validation logs no 'val/sucess'; there are .*val/success"):
+        fit(curriculum(criterion=given))
+
+
 def test_returns_are_priced_with_the_weights_of_the_stage():
     told = []
 
@@ -335,6 +348,14 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path):
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     with pytest.raises(ValueError, match="there are 3 stages, but the checkpoint is of 2"):
         fit(curriculum([*TWO[:1], *TWO], criterion=fixed(40)), ckpt_path=tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="keeps stored rewards, but the checkpoint's has none"):
+        fit(curriculum(rewards="stored"), ckpt_path=tmp_path / "two.ckpt")
+    stored = torch.load(tmp_path / "two.ckpt", weights_only=True)
+    (key,) = [key for key in stored["callbacks"] if key.startswith("RewardCurriculum")]
+    stored["callbacks"][key]["rewards"] = "stored"
+    torch.save(stored, tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="rewards is current, but the checkpoint's experience is of stored"):
+        fit(curriculum(), ckpt_path=tmp_path / "two.ckpt")
 
 
 def test_a_test_run_does_not_need_the_experience(tmp_path):

@@ -88,8 +88,9 @@ class Watch(Callback):
          [72, 100, 132, 132]),
         ({"num_envs": 3, "updates_per_step": 1 / 3}, list(range(45, 133, 3)), 30, [72, 102, 132]),
         ({"updates_per_step": 2, "total_env_steps": 65}, sorted([*range(41, 66), *range(41, 66)]), 50, [65]),
+        ({"updates_per_step": 0.25, "total_env_steps": 50}, [44, 50], 2, [50]),  # no update goes with the last two
     ],
-    ids=["each", "rounds", "several", "twice"],
+    ids=["each", "rounds", "several", "twice", "left"],
 )  # fmt: skip
 def test_steps_and_updates_alternate_until_the_steps_are_taken(options, steps, updates, validated):
     watch, data = Watch(), OnlineReplay(**{**PENDULUM, **options})
@@ -102,6 +103,12 @@ def test_steps_and_updates_alternate_until_the_steps_are_taken(options, steps, u
     assert [seen[2] for seen in watch.seen] == list(range(updates))
     assert [at for at, _ in watch.validated] == validated
     assert validated[-1] == data.env_steps >= data.hparams["total_env_steps"]
+
+
+def test_steps_too_few_for_an_update_end_all_the_same():
+    data, module = OnlineReplay(**{**PENDULUM, "updates_per_step": 0.25, "total_env_steps": 42}), sac()
+    trainer().fit(module, data)
+    assert (data.env_steps, module.updates) == (42, 0)
 
 
 def test_the_module_acts_and_the_numbers_are_logged():
@@ -170,6 +177,15 @@ def test_td3_delays_its_actor_and_explores():
     trainer(callbacks=[watch]).fit(module, data)
     assert watch.moved == [False, False, True] * 4
     state = torch.zeros(2000, 3)
+    given = {name: torch.zeros(4, width) for name, width in (("observation", 3), ("action", 1))}
+    given |= {"next_observation": torch.ones(4, 3), "reward": torch.ones(4), "terminated": torch.zeros(4).bool()}
+    module.train_critics_only(6)
+    module.trainer.log_every_n_steps = 0  # outside of a loop nothing can be logged
+    before = {name: value.clone() for name, value in module.core.state_dict().items()}
+    for number in range(3):
+        module.training_step(given, number)
+    for name, value in module.core.state_dict().items():
+        assert torch.equal(value, before[name]) is not name.startswith(("critic.", "target.", "target_actor.")), name
     noise = module.act(state, generator=torch.Generator().manual_seed(0)) - module.act(state, deterministic=True)
     assert float(noise.std()) == pytest.approx(0.2, rel=0.1)
     assert module.q(state, noise).shape == (2, 2000)
@@ -197,6 +213,23 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch_bit_for_bit(kind, tmp_path):
         kept = tmp_path / "whole" / f"step={step}.ckpt"
         assert 0 < torch.load(kept, weights_only=True)["OnlineReplay"]["ranks"][0]["env_steps"] < 260
         assert differences(fit(tmp_path / f"from{step}", ckpt_path=kept), whole) == []
+
+
+def test_a_checkpoint_goes_on_with_its_own_task_and_a_test_takes_nothing_back(tmp_path):
+    small = {**PENDULUM, "total_env_steps": 60}
+    fitted, data = trainer(limit_val_batches=0), OnlineReplay(**small)
+    fitted.fit(sac(), data)
+    fitted.save_checkpoint(tmp_path / "it.ckpt")
+    others = {"num_envs": 2, "arguments": {"g": 5.0}, "reward_weights": {"reward": 2.0}}
+    for name, value in others.items():
+        other = OnlineReplay(**{**small, name: value})
+        with pytest.raises(ValueError, match=f"{name} is .*, but the checkpoint's experience is of .*: go on with"):
+            trainer().fit(sac(), other, ckpt_path=tmp_path / "it.ckpt")
+    longer = OnlineReplay(**{**small, "total_env_steps": 70})
+    again = trainer(limit_val_batches=0)
+    again.fit(sac(), longer, ckpt_path=tmp_path / "it.ckpt")
+    again.test(sac(), longer, ckpt_path=tmp_path / "it.ckpt", verbose=False)
+    assert (longer.env_steps, len(longer.buffer)) == (70, 70)
 
 
 MINE = """
@@ -323,6 +356,7 @@ def test_two_processes_share_weights_and_have_experience_of_their_own(tmp_path):
         ({"num_workers": 2}, "num_workers must be 0, got 2: each worker would step environments"),
         ({"total_env_steps": 40}, r"total_env_steps must be more than learning_starts \(40\), got 40"),
         ({"updates_per_step": 0}, "updates_per_step must be positive, got 0"),
+        ({"capacity": 3, "num_envs": 4}, r"capacity must be at least num_envs \(4\), got 3"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"buffer_device": "disk"}, "buffer_device must be cpu or module, got 'disk'"),
     ],

@@ -81,6 +81,16 @@ def test_a_criterion_is_told_the_steps_of_its_own_stage():
     assert schedule.earliest == 20
 
 
+def test_a_number_that_is_not_finite_was_not_measured():
+    seen = []
+    told = Told()
+    told.due = lambda step, values: seen.append(dict(values)) or False
+    schedule = Schedule([Switch(told)])
+    schedule.check(1, {"due": float("nan"), "other": 2.0})
+    schedule.check(2, {"due": float("inf")})
+    assert seen == [{"other": 2.0}, {}]
+
+
 def test_a_single_stage_is_never_left():
     schedule = Schedule()
     assert not schedule.check(10**9, {})

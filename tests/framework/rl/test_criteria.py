@@ -196,6 +196,10 @@ def test_criteria_are_found_by_name_class_and_path():
         ),
         ({"name": "actor_fit", "spread": -1}, "spread must be positive or null, got -1"),
         ({"name": "actor_fit", "states": 1}, "states must be a whole number of at least 2, got 1"),
+        (
+            {"name": "plateau", "steps": 5, "of": "actor_los"},
+            "of must be return/evaluation, .*; did you mean actor_loss",
+        ),
         ({"name": "plateau", "steps": 5, "mode": "up"}, "mode must be max or min, got 'up'"),
         ({"name": "plateau", "steps": 5, "min_delta": -1}, "min_delta must be .* got -1"),
     ],

@@ -176,6 +176,29 @@ def test_numbers_that_are_none_name_the_episode_and_the_step():
         collector("Corridor-v0").step(Constant(math.nan))
 
 
+def test_a_first_observation_that_is_no_number_is_named_before_it_is_stored(monkeypatch):
+    steps = collector("Corridor-v0", count=1, end=2)
+    steps.step(None)
+    seen = Corridor._seen
+    monkeypatch.setattr(Corridor, "_seen", lambda self: seen(self) if self.at else np.array([0, np.nan], np.float32))
+    with pytest.raises(ValueError, match="Corridor-v0: observation is nan in environment 0, episode 2, step 0"):
+        steps.step(None)
+    with pytest.raises(ValueError, match="Corridor-v0: observation is nan in environment 0, episode 1, step 0"):
+        collector("Corridor-v0")
+
+
+def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
+    text = "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
+    (tmp_path / "registers_mine.py").write_text(text + "gymnasium.register('Mine-v0', entry_point=PendulumEnv)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert make("registers_mine:Mine-v0", 2).num_envs == 2
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+    with pytest.raises(ConfigurationError, match="'no_such_module:Mine-v0' cannot be made: No module named"):
+        make("no_such_module:Mine-v0", 1)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -26,6 +26,12 @@ def filled(capacity=8, count=5, **options):
     return buffer
 
 
+def frozen():
+    buffer = filled(count=0)
+    buffer.keep_frozen()
+    return buffer
+
+
 def saved(state):
     file = io.BytesIO()
     torch.save(state, file)
@@ -157,6 +163,10 @@ def test_what_is_saved_of_a_large_buffer_is_small():
         (lambda: filled(4, 5), "5 transitions at once do not fit into a buffer of 4"),
         (lambda: filled().add(*numbered(0, 2, 1)), r"components must have the shape \(2, 2\), got \(2, 1\)"),
         (lambda: filled().keep_frozen(), "keep_frozen must be called before the first transition"),
+        (
+            lambda: frozen().load_state_dict(filled().state_dict()),
+            "keeps stored rewards, but the checkpoint's has none",
+        ),
         (lambda: filled(5).load_state_dict(filled(6, 6).state_dict()), "capacity of the replay buffer is 5"),
     ],
 )

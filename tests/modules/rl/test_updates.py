@@ -290,6 +290,21 @@ def test_td3_leaves_actor_and_targets_between_their_turns():
         assert torch.equal(value, before[name]) is not name.startswith("critic.")
 
 
+def test_the_targets_of_td3_follow_critics_that_are_trained_alone():
+    core = TwinDelayed(INPUTS, ACTIONS, HIDDEN, tau=0.1)
+    before = weights(core)
+    apply, steps = adams(core)
+    core.update(batch(), apply, actor=False, targets=True)
+    assert steps == ["critic"]
+    after = weights(core)
+    for name, value in after.items():
+        if name.startswith("target."):
+            own = name.replace("target.", "critic.")
+            torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * after[own])
+        else:
+            assert torch.equal(value, before[name]) is not name.startswith("critic.")
+
+
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
