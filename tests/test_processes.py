@@ -191,7 +191,8 @@ def test_two_ranks_end_with_the_same_weights_and_one_result(folder, name, monkey
     assert list(differences(first, second)) == []
     (directory,) = Path("runs", name).iterdir()
     metrics = json.loads((directory / "results.json").read_text())["metrics"]
-    assert metrics["test/loss"] > 0
+    assert metrics.get("test/loss", 1) > 0  # a policy has none
+    assert any(name.startswith("test/") for name in metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     last = torch.load(directory / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] > 0

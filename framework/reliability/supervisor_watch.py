@@ -80,9 +80,10 @@ class Watch:
         if not self._running:
             self.ledger.write("run", attempt=self._attempt, rank=0)
             self._running = True
-        if done > self._round:
+        for number in range(self._round + 1, done + 1):  # short rounds may end between two looks
             for event in ("step", "checkpoint_begin", "checkpoint_end"):
-                self.ledger.write(event, attempt=self._attempt, rank=0, step=done)
+                self.ledger.write(event, attempt=self._attempt, rank=0, step=number)
+        if done > self._round:
             self._take()
         self._round = done  # a resumed run forgets a round whose state was not saved
 

@@ -263,7 +263,7 @@ def test_records_are_made_tables_filled_and_what_is_done_is_not_done_again(check
     ]
     for record in records:
         assert record.choice == {"model.lr": 0.01}  # 1e-5 learns nothing in two epochs
-        assert record.metrics["test/accuracy"] > 0.2
+        assert record.metrics["test/accuracy"] > 0.15  # of ten classes, after two epochs
         assert record.selection["points"] == 2
         assert record.environment.packages["torch"]
         assert 50 < record.peak_mb < 10_000

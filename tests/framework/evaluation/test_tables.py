@@ -243,7 +243,10 @@ def test_benchmarks_have_a_line_a_variant(checkout):
     ("specification", "message"),
     [
         ("other: {}", r"lds.yaml has no table 't'; it has other"),
-        ("t: {kind: pie}", "kind must be one of values, differences, choices, reach, methods, benchmark, got 'pie'"),
+        (
+            "t: {kind: pie}",
+            "kind must be one of values, differences, choices, reach, iqm, methods, benchmark, got 'pie'",
+        ),
         ("t: {rows: [LDS], columns: [wine], colour: red}", r"lds.yaml: .*unexpected keyword argument 'colour'"),
         ("t: {rows: [LDS]}", "missing 1 required positional argument: 'columns'"),
         ("t: {rows: [LDS], columns: [{label: a}]}", "a column needs data, got"),

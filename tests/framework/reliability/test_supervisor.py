@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.reliability.ledger import read
+from framework.reliability.ledger import Ledger, read
 from framework.reliability.supervisor import Settings
+from framework.reliability.supervisor_watch import Watch
 
 pytestmark = pytest.mark.process
 
@@ -307,3 +308,16 @@ def test_a_second_supervisor_counts_on(folder):
 def test_settings_out_of_range_are_refused_by_name(field):
     with pytest.raises(ValueError, match=f"{field} must be .* got -1"):
         replace(Settings(), **{field: -1})
+
+
+def test_rounds_that_end_between_two_looks_are_all_steps(tmp_path):
+    rounds = tmp_path / "rounds.jsonl"
+    watch = Watch(Ledger(tmp_path / "ledger.jsonl"), rounds)
+    watch.begin(0)
+    for last in (0, 1, 4, 2, 3):  # a resumed federation forgets rounds
+        rounds.write_text("".join(json.dumps({"round": number}) + "\n" for number in range(last + 1)))
+        os.utime(rounds, ns=(last, time.monotonic_ns()))
+        watch.look()
+    events = read(tmp_path / "ledger.jsonl")
+    assert [event["step"] for event in events if event["event"] == "step"] == [0, 1, 2, 3, 4, 3]
+    assert [event["step"] for event in events if event["event"] == "checkpoint_end"] == [0, 1, 2, 3, 4, 3]
