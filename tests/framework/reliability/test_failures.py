@@ -262,11 +262,12 @@ def test_the_record_survives_torn_lines_and_foreign_ones(tmp_path):
 # -- what it does to a process ----------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from framework.reliability.failures import Due, Injector, Plan
 from framework.reliability.strikes import strike
 assert "torch" not in sys.modules
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of a job in the background it is ignored
 made = Injector(Plan(sys.argv[1], at_steps=[3]))
 made.begin(Path(sys.argv[2]), 0)
 made.announce(made.due(made.plan.place, 3), 3)
