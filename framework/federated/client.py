@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import random
@@ -21,7 +20,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from framework.federated import wire
+from framework.federated import client_state, wire
 from framework.federated.client_callbacks import OnlyTrainable, Proximal, RestoreCallbacks
 from framework.federated.costs import step_flops
 from framework.federated.importance import importance
@@ -143,6 +142,7 @@ class LightningClient:
             "arrays": wire.pack({key: value for key, value in state.items() if key not in private}),
             "metrics": MetricRecord(metrics),
         })  # fmt: skip
+        client_state.let_go(module)
         return Message(content, reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -158,6 +158,7 @@ class LightningClient:
             trainer = self._workplace.trainer(limit_val_batches=None)
             trainer.validate(module, dataloaders=loader, verbose=False)
         metrics: dict[str, Any] = {"num-examples": len(stage.indices), **wire.numbers(trainer.callback_metrics)}
+        client_state.let_go(module)
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     def importance(self, message: Message, context: Context) -> Message:
@@ -263,7 +264,7 @@ class LightningClient:
             extra.append(OnlyTrainable())
         kept = context.state.config_records.get(_CALLBACKS) if federation.keep == "callbacks" else None
         if kept is not None:
-            extra.append(RestoreCallbacks(_load(cast(bytes, kept["state"]))))
+            extra.append(RestoreCallbacks(client_state.load(cast(bytes, kept["state"]))))
         before = context.state.config_records.get(_FIT) if federation.keep == "everything" else None
         done = 0 if before is None else int(cast(int, before["epochs"]))
         done_steps = 0 if before is None else int(cast(int, before["steps"]))
@@ -279,7 +280,7 @@ class LightningClient:
         stage = self.shares.stage(partition)
         path.add(stage)
         try:
-            with _checkpoint(module, before) as resumed:
+            with client_state.as_checkpoint(module, before) as resumed:
                 trainer.fit(module, datamodule=self._workplace.data, ckpt_path=resumed, weights_only=True)
         finally:
             path.remove(stage)
@@ -290,13 +291,9 @@ class LightningClient:
             own = [each for each in trainer.callbacks if each not in private]  # type: ignore[attr-defined] # the ledger's
             state = {each.state_key: each.state_dict() for each in own if each.state_dict()}
             if state:
-                context.state[_CALLBACKS] = ConfigRecord({"state": _save(state)})
+                context.state[_CALLBACKS] = ConfigRecord({"state": client_state.save(state)})
         elif federation.keep == "everything":
-            dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            del dumped["state_dict"]
-            context.state[_FIT] = ConfigRecord({
-                "state": _save(dumped), "epochs": trainer.current_epoch, "steps": trainer.global_step
-            })  # fmt: skip
+            context.state[_FIT] = client_state.of_fit(trainer)
         loader: Any = trainer.train_dataloader
         items = len(loader.dataset)  # of a pool, those that have been bought
         if ledger is not None:
@@ -375,27 +372,3 @@ def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
     own_batches = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
     every = torch.arange(len(loader.dataset))  # type: ignore[arg-type]
     return reindex(loader, every) if own_batches else reindex(loader, every, shuffle=False, drop_last=False)
-
-
-@contextmanager
-def _checkpoint(module: LightningModule, before: ConfigRecord | None) -> Iterator[str | None]:
-    """The client's last fit as a checkpoint with the server's weights in it; Lightning reads it as any other."""
-    if before is None:
-        yield None
-        return
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
-        torch.save({**_load(cast(bytes, before["state"])), "state_dict": module.state_dict()}, file)
-        file.flush()
-        yield file.name
-
-
-def _save(state: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _load(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

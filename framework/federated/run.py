@@ -25,6 +25,7 @@ from torch import Tensor
 from framework.errors import near
 from framework.federated import wire
 from framework.federated.client import PRIVACY, LightningClient, mean_loss_of
+from framework.federated.client_state import let_go
 from framework.federated.figures import selection_heatmap
 from framework.federated.grid import SerialGrid
 from framework.federated.layer_groups import LayerGroups
@@ -263,6 +264,7 @@ class FederatedRun:
             return {}
         trainer = self.workplace.judge()
         trainer.validate(module, datamodule=data, verbose=False)
+        let_go(module)
         return wire.numbers(trainer.callback_metrics)
 
     def _loaded(self) -> LightningModule:
@@ -279,6 +281,7 @@ class FederatedRun:
         fresh = folder / ".last.ckpt.new"
         folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(fresh, weights_only=True)
+        let_go(module)
         monitor, mode = self.monitor, getattr(module, "mode", "min")
         value = report.metrics.get(monitor) if monitor else None
         if self.federation.monitor and value is None and self.federation.evaluates(report.round) and report.round:

@@ -33,6 +33,7 @@ OWN_FILES = {
         ],
         FEW_STEPS,
     ),
+    "selective_layers/trec_label_shift": [*ENCODER, "--data.max_pieces", "64"],
     "text/ag_news": [*ENCODER, "--data.max_pieces", "64"],
     "text/trec": [*ENCODER, "--data.max_pieces", "64"],
 }

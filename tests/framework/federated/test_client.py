@@ -105,6 +105,22 @@ def test_the_state_of_callbacks_lives_with_the_client(make, keep, expected):
     assert mine.epochs == 0  # it was copied for each message
 
 
+def test_the_weights_of_a_message_do_not_wait_for_the_garbage_collector(make, monkeypatch):
+    """A module and its trainer refer to each other; a federation of large modules would fill the memory with them."""
+    made = []
+    original = LocalWorkplace.module
+    monkeypatch.setattr(LocalWorkplace, "module", lambda self: made.append(original(self)) or made[-1])
+    federation = make(net(optimizer="adam", lr=0.01), rounds=2, held_out=0.25, keep="everything")
+    federation.run()
+    used = [module for module in made if module is not federation.module and module._trainer is not None]
+    assert len(used) >= 12  # training and evaluation of three clients in two rounds
+    for module in used:
+        trainer = module._trainer
+        held = [*module.parameters(), *module.buffers(), *(each.grad for each in module.parameters())]
+        held += [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
+        assert sum(each.numel() for each in held if each is not None) == 0
+
+
 def test_a_saved_partition_divides_again_as_it_did(make, tmp_path):
     first = make(partition=Dirichlet(0.5, min_items=9), held_out=0.2, rounds=1, directory="first")
     first.run()
