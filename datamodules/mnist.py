@@ -45,8 +45,18 @@ class GreyImages(Dataset[tuple[Any, ...]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        image = self.images[index].unsqueeze(0).float().div_(255).sub_(MEAN).div_(STD)
+        image = self._standardised(self.images[index].unsqueeze(0))
         return (image, self.targets[index], index) if self.numbered else (image, self.targets[index])
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
+        """Several items: a DataLoader asks for a batch at once, which is several times faster."""
+        rows = torch.as_tensor(indices)
+        images, targets = self._standardised(self.images[rows].unsqueeze(1)).unbind(), self.targets[rows].unbind()
+        return list(zip(images, targets, indices)) if self.numbered else list(zip(images, targets))
+
+    @staticmethod
+    def _standardised(images: Tensor) -> Tensor:
+        return images.float().div_(255).sub_(MEAN).div_(STD)
 
 
 class MNIST(ClassificationData):

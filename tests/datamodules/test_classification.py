@@ -156,6 +156,17 @@ def test_mnist_serves_standardised_images(tiny):
     assert (int(label), number) == (7, 7)
 
 
+def test_batches_of_mnist_are_the_items_one_by_one(tiny):
+    data = MNIST(str(tiny), batch_size=7)
+    data.setup("predict")
+    data.setup("fit")
+    for loader in (data.val_dataloader(), data.predict_dataloader()):
+        columns = next(iter(loader))
+        items = [loader.dataset[index] for index in range(7)]
+        for column, values in zip(columns, zip(*items, strict=True), strict=True):
+            assert torch.equal(column, torch.stack([torch.as_tensor(value) for value in values]))
+
+
 def test_mnist_trains_a_cnn(tiny):
     assert accuracy(Classifier(784, 10, network="cnn", lr=3e-3), MNIST(str(tiny), batch_size=20), epochs=6) >= 0.9
 
