@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,8 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
+from framework.rl.batches import Batches, refuse_workers
 from framework.rl.components import Components, components_of
 from framework.rl.policy import Policy, policy_of
 from framework.rl.replay import ReplayBuffer
@@ -54,6 +54,7 @@ class OnlineReplay(LightningDataModule):
         eval_every: Steps, over all processes, between evaluations.
         eval_episodes: Episodes of an evaluation, over all processes.
         eval_arguments: Keyword arguments of the environment that differ in evaluation.
+        eval_max_steps: Steps after which an episode of an evaluation is cut off, where the environment has not done so.
         buffer_device: Where the buffer lies: ``cpu``, or ``module`` for the device that trains.
         seed: Seed of environments, exploration and sampling.
         num_workers: 0; there is no other choice, because a worker would step environments of its own.
@@ -87,6 +88,7 @@ class OnlineReplay(LightningDataModule):
         eval_every: int = 5000,
         eval_episodes: int = 10,
         eval_arguments: dict[str, Any] | None = None,
+        eval_max_steps: int = 10_000,
         buffer_device: Literal["cpu", "module"] = "cpu",
         seed: int = 0,
         num_workers: int = 0,
@@ -94,7 +96,7 @@ class OnlineReplay(LightningDataModule):
         super().__init__()
         counts = {"num_envs": num_envs, "learning_starts": learning_starts, "train_every": train_every}
         counts |= {"batch_size": batch_size, "capacity": capacity, "eval_every": eval_every}
-        for name, value in {**counts, "eval_episodes": eval_episodes}.items():
+        for name, value in {**counts, "eval_episodes": eval_episodes, "eval_max_steps": eval_max_steps}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if total_env_steps <= learning_starts:
@@ -105,13 +107,11 @@ class OnlineReplay(LightningDataModule):
             raise ValueError(f"capacity must be at least num_envs ({num_envs}), got {capacity}")
         if not (updates_per_step > 0 and math.isfinite(updates_per_step)):
             raise ValueError(f"updates_per_step must be positive, got {updates_per_step}")
-        if num_envs > capacity:
-            raise ValueError(f"capacity must be at least num_envs ({num_envs}), got {capacity}")
         if buffer_device not in ("cpu", "module"):
             raise ValueError(f"buffer_device must be cpu or module, got {buffer_device!r}")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        _refuse_workers(num_workers)
+        refuse_workers(num_workers)
         self.save_hyperparameters()
         self.env_steps = 0
         self.episodes: list[list[float]] = []
@@ -301,7 +301,9 @@ class OnlineReplay(LightningDataModule):
             # 31 bits, for some environments hand their seed to generators that take no more
             seeds = [derive(p["seed"], stage, number) % 2**31 for number in numbers]
             envs = self._make(len(seeds), p["eval_arguments"])
-            self._evaluators[stage] = Evaluation(envs, self._seen[2], self.reward_weights, p["environment"], seeds)
+            self._evaluators[stage] = Evaluation(
+                envs, self._seen[2], self.reward_weights, p["environment"], seeds, p["eval_max_steps"]
+            )
         return self._evaluators[stage]
 
     def _policy(self) -> Policy:
@@ -396,45 +398,3 @@ class OnlineReplay(LightningDataModule):
 
 
 _COUNTERS = ("_steps", "_updates", "_extra", "_told")
-
-
-class Batches(IterableDataset[dict[str, Tensor]]):
-    """Ready batches from a function that makes an iterator; it keeps no place of its own.
-
-    Args:
-        make: Makes the iterator.
-        length: How many batches an epoch has.
-
-    Attributes:
-        resumes_itself: What comes next is in the DataModule's state, also within an epoch.
-    """
-
-    resumes_itself = True
-
-    def __init__(self, make: Callable[[], Iterator[dict[str, Tensor]]], length: Callable[[], int]) -> None:
-        self._iterator, self._length = make, length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        worker = get_worker_info()
-        if worker is not None:
-            _refuse_workers(worker.num_workers)
-        return self._iterator()
-
-    def __len__(self) -> int:
-        return self._length()
-
-    # Lightning asks a loader for these if it is to go on within an epoch: here the DataModule does.
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
-
-
-def _refuse_workers(count: int) -> None:
-    if count != 0:
-        raise ValueError(
-            f"num_workers must be 0, got {count}: each worker would step environments and fill a buffer of its own"
-        )

@@ -191,9 +191,8 @@ class OffPolicy(LightningModule):
 
     def _log_episodes(self, stage: str, batch: Mapping[str, Tensor]) -> None:
         for name, values in batch.items():
-            self.log(
-                f"{stage}/{name}", values.mean(), prog_bar=name == "return", batch_size=len(values), sync_dist=True
-            )
+            told = values[~values.isnan()]  # an environment may say of some episodes only whether they succeeded
+            self.log(f"{stage}/{name}", told.mean(), prog_bar=name == "return", batch_size=len(told), sync_dist=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """A table with a row for each step of the evaluated episodes."""

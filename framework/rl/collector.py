@@ -125,6 +125,14 @@ class Collector:
         )
         return transitions, ended
 
+    def cut(self, longest: int) -> list[Episode]:
+        """What the episodes of that many steps have come to; they go on, and what follows counts as another one.
+
+        Args:
+            longest: Steps of an episode, at least 1.
+        """
+        return [self._end(number, {}) for number in (self._lengths >= longest).nonzero()[0]]
+
     def _act(self, policy: Policy | None, deterministic: bool) -> Tensor:
         if policy is None:
             return torch.rand(len(self.observation), len(self._low), generator=self.generator) * 2 - 1

@@ -23,32 +23,41 @@ class Evaluation:
         weights: Weight of each component in the return, shape ``(K,)``.
         name: What to call the environment in errors.
         seeds: A seed for each episode, in [0, 2^31).
+        longest: Steps after which an episode is cut off; without such a limit, one that the policy does not end and the
+            environment does not cut would go on for ever.
     """
 
     def __init__(
-        self, envs: Any, components: Components, weights: Sequence[float], name: str, seeds: list[int]
+        self,
+        envs: Any,
+        components: Components,
+        weights: Sequence[float],
+        name: str,
+        seeds: list[int],
+        longest: int = 10_000,
     ) -> None:
         self.collector = Collector(envs, components, name)
         self.weights = np.asarray(weights, float)
-        self.seeds = seeds
+        self.seeds, self.longest = seeds, longest
 
     def run(self, policy: Policy) -> dict[str, Tensor]:
         """One number for each episode: what the policy reached in it.
 
         Returns:
-            ``return``, ``length``, ``success`` where the environment says it, and the sum of each component where there
-            are several, as ``<name>``; each of shape ``(episodes,)``.
+            ``return``, ``length``, ``success`` where the environment says it (NaN for an episode of which it does not),
+            and the sum of each component where there are several, as ``component/<name>``; each of shape
+            ``(episodes,)``.
         """
-        results: dict[str, list[float]] = {}
-        for number, (episode, _) in enumerate(self._episodes(policy)):
-            row = {"return": float(episode.components @ self.weights), "length": float(episode.length)}
-            if episode.success is not None:
-                row["success"] = float(episode.success)
-            if len(self.weights) > 1:
-                row |= {f"component/{n}": float(v) for n, v in zip(self.collector.components.names, episode.components)}
-            for key, value in row.items():
-                results.setdefault(key, [float("nan")] * number).append(value)
-        return {key: torch.tensor(values) for key, values in results.items()}
+        episodes = [episode for episode, _ in self._episodes(policy)]
+        sums = np.stack([episode.components for episode in episodes])
+        results = {"return": sums @ self.weights, "length": np.array([episode.length for episode in episodes])}
+        if any(episode.success is not None for episode in episodes):
+            results["success"] = np.array(
+                [np.nan if episode.success is None else episode.success for episode in episodes]
+            )
+        if len(self.weights) > 1:
+            results |= {f"component/{name}": sums[:, i] for i, name in enumerate(self.collector.components.names)}
+        return {key: torch.from_numpy(values).float() for key, values in results.items()}
 
     def trajectories(self, policy: Policy) -> dict[str, Tensor]:
         """Every step of the episodes, one after another, as equally long columns.
@@ -85,6 +94,6 @@ class Evaluation:
             if keep:
                 for number in set(range(count)) - set(found):
                     steps[number].append(Transitions(*(column[number] for column in transitions)))
-            for episode in ended:
+            for episode in [*ended, *collector.cut(self.longest)]:
                 found.setdefault(episode.number, episode)
         return [(found[number], steps[number]) for number in range(count)]

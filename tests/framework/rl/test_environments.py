@@ -279,6 +279,29 @@ def test_evaluation_reports_the_first_episode_of_each_seed():
     assert table["terminated"].tolist() == [0, 0, 0, 1] * 3
 
 
+def test_evaluation_ends_where_the_environment_does_not():
+    envs = make("Corridor-v0", 2, {"end": 10**6})
+    evaluation = Evaluation(envs, components_of(envs.envs[0]), [1.0, 0.0], "Corridor-v0", [5, 6], longest=7)
+    for _ in range(2):
+        results = evaluation.run(Constant(0.0))
+        assert results["length"].tolist() == [7.0, 7.0]
+        assert "success" not in results
+    assert evaluation.trajectories(Constant(0.0))["step"].tolist() == [*range(7), *range(7)]
+
+
+def test_success_may_be_said_of_some_episodes_only(monkeypatch):
+    envs = make("Corridor-v0", 3, {"end": 4})
+    evaluation = Evaluation(envs, components_of(envs.envs[0]), [1.0, 0.0], "Corridor-v0", [5, 6, 7])
+    original = evaluation.collector._end
+    monkeypatch.setattr(
+        evaluation.collector, "_end",
+        lambda number, info: original(number, info)._replace(success=None if number != 1 else True),
+    )  # fmt: skip
+    success = evaluation.run(Constant(0.0))["success"]
+    assert success.isnan().tolist() == [True, False, True]
+    assert float(success[1]) == 1
+
+
 def test_evaluation_is_the_same_each_time_and_draws_nothing():
     envs = make("Pendulum-v1", 2)
     evaluation = Evaluation(envs, Components(), [1.0], "Pendulum-v1", [1, 2])
