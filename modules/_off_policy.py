@@ -99,6 +99,12 @@ class OffPolicy(LightningModule):
         rates = {name: self.hparams.get(f"{name}_lr") or self.hparams["lr"] for name in self.core.groups()}
         return [fuse(torch.optim.Adam(each, lr=rates[name])) for name, each in self.core.groups().items()]
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch, which may be there already: a look through nested collections takes a share of a small step."""
+        if isinstance(batch, dict) and all(isinstance(v, Tensor) and v.device == device for v in batch.values()):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_train_start(self) -> None:
         found = self.optimizers()
         wrapped = dict(zip(self.core.groups(), found if isinstance(found, list) else [found]))

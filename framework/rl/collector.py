@@ -131,7 +131,7 @@ class Collector:
         Args:
             longest: Steps of an episode, at least 1.
         """
-        return [self._end(number, {}) for number in (self._lengths >= longest).nonzero()[0]]
+        return [self._end(int(number), {}) for number in (self._lengths >= longest).nonzero()[0]]
 
     def _act(self, policy: Policy | None, deterministic: bool) -> Tensor:
         if policy is None:
