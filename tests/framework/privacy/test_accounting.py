@@ -6,6 +6,8 @@ import json
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from framework.privacy.accounting import (
     ACCOUNTANTS,
@@ -143,3 +145,14 @@ def test_bad_arguments_are_refused_by_name(change, message):
     good = {"epsilon": 1.0, "delta": 1e-5, "sample_rate": 0.1, "steps": 10, "accountant": "rdp"}
     with pytest.raises(ValueError, match=message):
         noise_multiplier(**{**good, **change})
+
+
+@pytest.mark.parametrize("kind", ["rdp", "classic_rdp"])
+@settings(max_examples=25, deadline=None)
+@given(
+    epsilon=st.floats(0.5, 12.0), delta=st.floats(1e-7, 1e-2), rate=st.floats(0.002, 0.6), steps=st.integers(1, 3000)
+)
+def test_noise_is_looked_for_at_few_orders_and_is_that_of_all(kind, epsilon, delta, rate, steps):
+    z = noise_multiplier(epsilon, delta, rate, steps, kind)
+    assert epsilon_after(make_accountant(kind), z, rate, steps, delta) <= epsilon
+    assert epsilon_after(make_accountant(kind), z / 1.003, rate, steps, delta) > epsilon
