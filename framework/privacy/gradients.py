@@ -202,6 +202,8 @@ class PrivateGradients:
     ) -> None:
         self.module, self.world, self.loss_reduction = module, world, loss_reduction
         self.names = {weight: name for name, weight in module.named_parameters()}
+        # Asked for once: a walk over the modules computes the hash of every metric among them.
+        self._layers = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
         try:
             if mode == "ghost":
                 self.hooks: GradSampleHooks = GhostHooks(module, loss_reduction)
@@ -412,7 +414,7 @@ class PrivateGradients:
             weight.__dict__.update(grad_sample=None, _forward_counter=0)
             for name in ("_current_grad_sample", "_norm_sample"):
                 weight.__dict__.pop(name, None)
-        for layer in self.module.modules():
+        for layer in self._layers:
             layer.__dict__.pop("activations", None)
             layer.__dict__.pop("max_batch_len", None)
         if self.ghost is not None:
