@@ -252,8 +252,9 @@ def _gaussian_noise(epsilon: float, delta: float, rate: float, steps: int) -> fl
     it spends about ``mu^2 / 2 + mu sqrt(2 log(1 / delta))``.
     """
     tail = math.sqrt(2 * math.log(1 / delta))
-    mu = math.hypot(tail, math.sqrt(2 * epsilon)) - tail
-    return 1 / math.sqrt(math.log1p(mu**2 / (rate**2 * steps)))
+    mu = 2 * epsilon / (math.hypot(tail, math.sqrt(2 * epsilon)) + tail)
+    ratio = min(mu / (rate * math.sqrt(steps)), 1e50)
+    return max(1 / math.sqrt(math.log1p(max(ratio, 1e-5) ** 2)), 0.01)
 
 
 def _spender(kind: str, rate: float, steps: int, delta: float) -> Callable[[float], float]:

@@ -156,3 +156,14 @@ def test_noise_is_looked_for_at_few_orders_and_is_that_of_all(kind, epsilon, del
     z = noise_multiplier(epsilon, delta, rate, steps, kind)
     assert epsilon_after(make_accountant(kind), z, rate, steps, delta) <= epsilon
     assert epsilon_after(make_accountant(kind), z / 1.003, rate, steps, delta) > epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "rate", "steps"), [(1e300, 0.99, 1.0, 1), (1e4, 1e-5, 0.5, 3)])
+def test_budgets_that_are_next_to_none(epsilon, delta, rate, steps):
+    assert 0 < noise_multiplier(epsilon, delta, rate, steps, "rdp") < 0.1
+
+
+@pytest.mark.parametrize("epsilon", [1e-18, 1e-200])
+def test_budgets_that_nothing_keeps(epsilon):
+    with pytest.raises(ValueError, match="no noise keeps epsilon"):
+        noise_multiplier(epsilon, 1e-5, 0.1, 10, "rdp")
