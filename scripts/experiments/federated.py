@@ -141,7 +141,7 @@ def draw(results: Path) -> None:
             continue  # MiniLM's arms are in a table alone
         runs = {row: [records_of(each, ACCURACY) for each in records if each.row == row] for row in arms}
         name = f"selective-layers-{data}"
-        progress_figure(runs, ACCURACY, percent=True).savefig(DOCS / "images" / f"{name}.png", dpi=110)
+        progress_figure(runs, ACCURACY, percent=True).savefig(DOCS / "images" / f"{name}.png", dpi=100)
         shown = [row for row in CHOOSING if any(record.row == row for record in records)]
         layers_figure(records, shown).savefig(DOCS / "images" / f"{name}-blocks.png", dpi=110)
 
