@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from framework.optimizers import fuse
 from framework.rl.policy import Experience
 from framework.seeding import derive, run_seed
+from modules.rl.update_graph import UpdateGraph
 
 # A gradient scaler waits for a backward pass that there is not.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+# Updates that run as they are before one is captured: optimisers make their state, libraries their workspaces.
+WARM_UP = 3
 
 
 class OffPolicy(LightningModule):
@@ -47,6 +51,8 @@ class OffPolicy(LightningModule):
         self._critic_only = 0
         self._noise: torch.Generator | None = None
         self._optimizers: dict[str, Any] = {}
+        self._capture = False
+        self._graphs: dict[tuple[Any, ...], int | UpdateGraph] = {}
 
     # --- what a method says -------------------------------------------------------------------------------------------
 
@@ -113,6 +119,18 @@ class OffPolicy(LightningModule):
             name: each if name == "critic" or not isinstance(each, LightningOptimizer) else each.optimizer
             for name, each in wrapped.items()
         }
+        self._graphs.clear()
+        self._capture = self.hparams["cuda_graph"] and self._can_capture()
+
+    def on_train_end(self) -> None:
+        self._graphs.clear()
+
+    def _can_capture(self) -> bool:
+        """Whether an update can be replayed: nobody reduces, scales, or looks at gradients within it."""
+        trainer: Any = self.trainer
+        looking = [each for each in trainer.callbacks if is_overridden("on_before_optimizer_step", each, Callback)]
+        plain = trainer.world_size == 1 and trainer.precision in ("32-true", "64-true") and not looking
+        return plain and self.device.type == "cuda" and isinstance(self._optimizers["critic"], LightningOptimizer)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """One update."""
@@ -122,13 +140,45 @@ class OffPolicy(LightningModule):
         self._noise.manual_seed(derive(run_seed(), "update", self.global_rank, self.updates))
         due = self.actor_is_due()
         actor = due and self._critic_only == 0
-        self.told |= self.core.update(batch, self._step, self._noise, actor=actor, targets=due)
+        update = self._replayed if self._capture else self._updated
+        self.told |= update(batch, self.core.noise(batch, self._noise), actor, due)
         self.updates += 1
         self._critic_only = max(self._critic_only - 1, 0)
         every = getattr(self.trainer, "log_every_n_steps", 0)  # Lightning sets it without declaring it
         if every and (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0:
             more = {} if self._experience is None else self._experience.told()
             self.log_dict({**{f"train/{name}": value for name, value in self.told.items()}, **more})
+
+    def _updated(self, batch: Mapping[str, Tensor], noise: Tensor, actor: bool, targets: bool) -> dict[str, Tensor]:
+        told: dict[str, Tensor] = self.core.update(batch, self._step, noise, actor=actor, targets=targets)
+        return told
+
+    def _replayed(self, batch: Mapping[str, Tensor], noise: Tensor, actor: bool, targets: bool) -> dict[str, Tensor]:
+        """The same update from a CUDA graph, of which there is one for each kind of update."""
+        critic = self._optimizers["critic"]
+        plain = {**self._optimizers, "critic": critic.optimizer}
+        # A graph goes on with the learning rates it was captured with.
+        rates = tuple(group["lr"] for each in plain.values() for group in each.param_groups)
+        key = (actor, targets, len(batch["reward"]), rates)
+        graph = self._graphs.get(key, 0)
+        if isinstance(graph, int) and graph < WARM_UP:
+            self._graphs[key] = graph + 1
+            return self._updated(batch, noise, actor, targets)
+        if isinstance(graph, int):
+
+            def step(group: str, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+                set_gradients(parameters, gradients)
+                plain[group].step()
+
+            def update(batch: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
+                told: dict[str, Tensor] = self.core.update(batch, step, noise, actor=actor, targets=targets)
+                return told
+
+            graph = self._graphs[key] = UpdateGraph(update, list(plain.values()), batch, noise)
+        critic._on_before_step()  # how Lightning counts
+        told = graph(batch, noise)
+        critic._on_after_step()
+        return told
 
     def _step(self, group: str, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
         if self.trainer.world_size > 1:
@@ -137,8 +187,7 @@ class OffPolicy(LightningModule):
             assert isinstance(joint, Tensor)
             parts = joint.split([gradient.numel() for gradient in gradients])
             gradients = [part.view_as(gradient) for part, gradient in zip(parts, gradients)]
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
+        set_gradients(parameters, gradients)
         self._optimizers[group].step()
 
     def train_critics_only(self, updates: int) -> None:
@@ -175,6 +224,7 @@ class OffPolicy(LightningModule):
             optimizer = self._optimizers.get(group)
             if optimizer is not None:
                 optimizer.state.clear()
+        self._graphs.clear()  # they go on with the states from before
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["off_policy"] = {"updates": self.updates, "critic_only": self._critic_only}
@@ -207,6 +257,12 @@ class OffPolicy(LightningModule):
     def figures(self) -> dict[str, Any]:
         """The pictures of the data: how returns grew, and trajectories where the environment draws them."""
         return {} if self._experience is None else self._experience.figures()
+
+
+def set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Give each parameter its gradient."""
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient
 
 
 def check_common(arguments: Mapping[str, Any]) -> None:

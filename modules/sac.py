@@ -32,6 +32,8 @@ class SAC(OffPolicy):
         target_entropy: What the entropy of the normalised action is led to; None for ``-actions``.
         alpha_loss: The temperature's loss J, logged as ``train/alpha_loss``: ``log_alpha`` for
             ``-log(alpha) (log pi + target_entropy)``, ``alpha`` for ``-alpha (log pi + target_entropy)``.
+        cuda_graph: Whether updates are replayed as a CUDA graph where they can be: on one GPU, in 32 or 64 bit, with no
+            callback that looks at gradients.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,6 +55,7 @@ class SAC(OffPolicy):
         learn_alpha: bool = True,
         target_entropy: float | None = None,
         alpha_loss: Literal["log_alpha", "alpha"] = "log_alpha",
+        cuda_graph: bool = True,
     ) -> None:
         super().__init__()
         check_common(locals())

@@ -28,6 +28,8 @@ class TD3(OffPolicy):
         exploration_noise: Standard deviation of the noise of actions that are taken, in units of the normalised action.
         target_noise: That of the noise that smooths the target.
         noise_clip: Bound of the target's noise.
+        cuda_graph: Whether updates are replayed as a CUDA graph where they can be: on one GPU, in 32 or 64 bit, with no
+            callback that looks at gradients.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -48,6 +50,7 @@ class TD3(OffPolicy):
         exploration_noise: float = 0.1,
         target_noise: float = 0.2,
         noise_clip: float = 0.5,
+        cuda_graph: bool = True,
     ) -> None:
         super().__init__()
         check_common(locals())

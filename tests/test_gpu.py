@@ -37,3 +37,32 @@ def test_ddp_over_nccl(tmp_path):
     done = cli.run(["fit", *layers, "--trainer.max_epochs", "5", "--trainer.default_root_dir", str(tmp_path)])
     assert torch.device(done.trainer.strategy.root_device).type == "cuda"
     assert done.results["test/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_updates_replayed_as_a_cuda_graph_are_the_same(tmp_path, method):
+    """Weights, counts and what is logged; also after a switch to updates of the critics alone, and a resume."""
+    size = {"data.total_env_steps": 700, "data.learning_starts": 100, "data.buffer_device": "module"}
+    every = {"trainer.log_every_n_steps": 50, "data.eval_every": 300, "data.eval_episodes": 2}
+
+    def fit(place, *more, **keys):
+        keys = {**size, **every, **keys, "trainer.default_root_dir": str(tmp_path / place)}
+        options = [f"--{key}={value}" for key, value in keys.items()]
+        return cli.run(["fit", "-c", f"rl/pendulum_{method}", "-c", "overlays/gpu", *options, *more])
+
+    def state(done):
+        held = torch.load(done.directory / "checkpoints/last.ckpt", weights_only=True)
+        return held["state_dict"], held["global_step"]
+
+    replayed, plain = fit("replayed"), fit("plain", **{"model.cuda_graph": "false"})
+    assert replayed.trainer.global_step == plain.trainer.global_step == 600
+    for (name, value), other in zip(state(replayed)[0].items(), state(plain)[0].values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=name)
+    logs = [(done.directory / "metrics.csv").read_text().splitlines() for done in (replayed, plain)]
+    assert len(logs[0]) == len(logs[1]) > 12
+
+    fit("parts", **{"data.total_env_steps": 400})
+    parts = fit("parts", "--ckpt_path", "last")
+    assert state(parts)[1] == 600
+    for (name, value), other in zip(state(parts)[0].items(), state(replayed)[0].values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=name)

@@ -67,6 +67,15 @@ class SoftActorCritic(nn.Module):
         raw: Tensor = mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)
         return raw.tanh()
 
+    def noise(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise of one update, for the actions now and next, shape ``(2, B, actions)``.
+
+        Args:
+            batch: As ``ReplayBuffer.sample`` gives it.
+            generator: On the device of the batch.
+        """
+        return torch.randn(2, *batch["action"].shape, generator=generator, device=batch["action"].device)
+
     def value_target(self, batch: Mapping[str, Tensor], alpha: Tensor, noise: Tensor) -> Tensor:
         """What the critics are drawn to: reward plus the discounted soft value of the next state, shape ``(B,)``.
 
@@ -81,7 +90,7 @@ class SoftActorCritic(nn.Module):
         self,
         batch: Mapping[str, Tensor],
         apply: Apply,
-        generator: torch.Generator | None = None,
+        noise: Tensor,
         actor: bool = True,
         targets: bool = True,
     ) -> dict[str, Tensor]:
@@ -92,15 +101,13 @@ class SoftActorCritic(nn.Module):
         Args:
             batch: As ``ReplayBuffer.sample`` gives it.
             apply: Steps the optimiser of a group, see :data:`Apply`.
-            generator: Of the noise of actions, on the device of the batch.
+            noise: As :meth:`noise` draws it.
             actor: Whether actor and temperature are stepped, too.
             targets: Whether the targets are moved.
 
         Returns:
             Losses and what else is of interest, without a graph.
         """
-        reward = batch["reward"]
-        noise = torch.randn(2, len(reward), self.actions, generator=generator, device=reward.device)
         alpha = self.log_alpha.detach().exp()
         goal = self.value_target(batch, alpha, noise[1])
         values = self.critic(batch["observation"], batch["action"])

@@ -48,6 +48,15 @@ class TwinDelayed(nn.Module):
         """The parameters that have an optimiser each."""
         return {"critic": list(self.critic.parameters()), "actor": list(self.actor.parameters())}
 
+    def noise(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise of one update, for the target's actions, shape ``(B, actions)``.
+
+        Args:
+            batch: As ``ReplayBuffer.sample`` gives it.
+            generator: On the device of the batch.
+        """
+        return torch.randn(batch["action"].shape, generator=generator, device=batch["action"].device)
+
     def value_target(self, batch: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """What the critics are drawn to: reward plus the discounted value of a smoothed next action, shape ``(B,)``.
 
@@ -65,7 +74,7 @@ class TwinDelayed(nn.Module):
         self,
         batch: Mapping[str, Tensor],
         apply: Apply,
-        generator: torch.Generator | None = None,
+        noise: Tensor,
         actor: bool = True,
         targets: bool | None = None,
     ) -> dict[str, Tensor]:
@@ -74,7 +83,7 @@ class TwinDelayed(nn.Module):
         Args:
             batch: As ``ReplayBuffer.sample`` gives it.
             apply: Steps the optimiser of a group, see :data:`modules.rl.soft_actor_critic.Apply`.
-            generator: Of the target's noise, on the device of the batch.
+            noise: As :meth:`noise` draws it.
             actor: Whether the actor is stepped, too.
             targets: Whether the targets are moved; None: together with the actor.
 
@@ -82,7 +91,6 @@ class TwinDelayed(nn.Module):
             Losses and what else is of interest, without a graph.
         """
         action = batch["action"]
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
         values = self.critic(batch["observation"], action)
         critic_loss = (values - self.value_target(batch, noise)).square().mean(1).sum()
         parameters = list(self.critic.parameters())

@@ -115,7 +115,9 @@ def plain(method: str, environment: str, steps: int) -> Callable[[], None]:
     def go() -> None:
         for _ in range(steps):
             buffer.add(*collector.step(module)[0])
-            module.core.update(buffer.sample(BATCH), apply, generator, actor=method == "SAC" or next(count) % 2 == 0)
+            batch = buffer.sample(BATCH)
+            noise = module.core.noise(batch, generator)
+            module.core.update(batch, apply, noise, actor=method == "SAC" or next(count) % 2 == 0)
 
     return go
 

@@ -26,13 +26,14 @@ def returns(directory: Path) -> dict[str, Any]:
     return _summary([float(row["env_steps"]) for row in rows], [float(row["val/return"]) for row in rows])
 
 
-def baseline(data: str, seed: int, method: str) -> dict[str, dict[str, Any]]:
+def baseline(data: str, seed: int, method: str, steps: int | None = None) -> dict[str, dict[str, Any]]:
     """The same task by stable-baselines3, with the settings of our configuration and our evaluation episodes.
 
     Args:
         data: ``pendulum``, ``hopper`` or ``halfcheetah``.
         seed: Seed of everything.
         method: ``SAC`` or ``TD3``.
+        steps: Environment steps; None for those of the configuration.
     """
     import gymnasium
     import stable_baselines3
@@ -47,6 +48,7 @@ def baseline(data: str, seed: int, method: str) -> dict[str, dict[str, Any]]:
     given = read(shipped() / "rl" / f"{data}_{method.lower()}.yaml")
     own, rate = given["data"]["init_args"], given["model"]["init_args"].get("lr", 3e-4)
     name, every, episodes = own["environment"], own["eval_every"], own.get("eval_episodes", 10)
+    total = own["total_env_steps"] if steps is None else steps
     env = gymnasium.make(name)
     shape = env.action_space.shape
     low, high = env.action_space.low, env.action_space.high
@@ -69,13 +71,13 @@ def baseline(data: str, seed: int, method: str) -> dict[str, dict[str, Any]]:
         seeds = [derive(seed, stage, number) % 2**31 for number in range(episodes)]
         return Evaluation(envs, components, components.weights, name, seeds)
 
-    validation, steps, values = evaluation("val"), [], []
-    ends = range(own["learning_starts"] + every, own["total_env_steps"] + every, every)
-    for end in (min(each, own["total_env_steps"]) for each in ends):
+    validation, times, values = evaluation("val"), [], []
+    ends = range(own["learning_starts"] + every, total + every, every)
+    for end in (min(each, total) for each in ends):
         model.learn(end - model.num_timesteps, reset_num_timesteps=False)
-        steps.append(float(model.num_timesteps))
+        times.append(float(model.num_timesteps))
         values.append(float(validation.run(Mean())["return"].mean()))
-    found = _summary(steps, values)
+    found = _summary(times, values)
     found["metrics"]["test/return"] = float(evaluation("test").run(Mean())["return"].mean())
     row = f"{method} of stable-baselines3" + ("" if data == "pendulum" else " on MuJoCo")
     return {row: found}

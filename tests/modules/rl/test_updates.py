@@ -125,7 +125,7 @@ def test_an_update_of_sac_by_hand():
     core, given = SoftActorCritic(INPUTS, ACTIONS, HIDDEN, alpha=0.2, tau=0.1), batch()
     plain = copy.deepcopy(core)
     apply, steps = adams(core)
-    told = core.update(given, apply, torch.Generator().manual_seed(7))
+    told = core.update(given, apply, core.noise(given, torch.Generator().manual_seed(7)))
     assert steps == ["critic", "actor", "alpha"]
 
     first, second = torch.randn(2, 12, ACTIONS, generator=torch.Generator().manual_seed(7))
@@ -164,7 +164,7 @@ def test_an_update_of_sac_by_hand():
 @pytest.mark.parametrize(("form", "factor"), [("log_alpha", math.log(0.5)), ("alpha", 0.5)])
 def test_both_forms_of_the_temperatures_loss(form, factor):
     core = SoftActorCritic(INPUTS, ACTIONS, HIDDEN, alpha=0.5, target_entropy=-1.5, alpha_loss=form)
-    told = core.update(batch(), adams(core)[0])
+    told = core.update(batch(), adams(core)[0], core.noise(batch()))
     assert float(told["alpha_loss"]) == pytest.approx(factor * (float(told["entropy"]) + 1.5), abs=1e-5)
     # Too much entropy lowers the temperature, too little raises it.
     assert (float(core.log_alpha) < math.log(0.5)) == (float(told["entropy"]) > -1.5)
@@ -174,11 +174,11 @@ def test_a_fixed_temperature_stays_and_critics_alone_leave_the_actor():
     core = SoftActorCritic(INPUTS, ACTIONS, HIDDEN, alpha=0.3, learn_alpha=False)
     apply, steps = adams(core)
     before = weights(core.actor)
-    told = core.update(batch(), apply, actor=False)
+    told = core.update(batch(), apply, core.noise(batch()), actor=False)
     assert steps == ["critic"]
     assert set(told) == {"critic_loss", "q_mean", "alpha"}
     assert all(torch.equal(value, before[name]) for name, value in weights(core.actor).items())
-    assert float(core.update(batch(), apply)["alpha"]) == pytest.approx(0.3)
+    assert float(core.update(batch(), apply, core.noise(batch()))["alpha"]) == pytest.approx(0.3)
     assert steps == ["critic", "critic", "actor"]
 
 
@@ -224,7 +224,7 @@ def test_one_update_of_sac_is_that_of_stable_baselines3(monkeypatch):
 
     adopt(core)
     apply, _ = adams(core)
-    core.update(given, apply, torch.Generator().manual_seed(5))
+    core.update(given, apply, core.noise(given, torch.Generator().manual_seed(5)))
 
     noise = iter(torch.randn(2, 12, ACTIONS, generator=torch.Generator().manual_seed(5)))
     monkeypatch.setattr(Normal, "rsample", lambda self, shape=(): self.loc + self.scale * next(noise))
@@ -248,7 +248,7 @@ def test_an_update_of_td3_by_hand():
     core, given = TwinDelayed(INPUTS, ACTIONS, HIDDEN, gamma=0.9, tau=0.1, target_noise=0.4, noise_clip=0.5), batch()
     plain = copy.deepcopy(core)
     apply, steps = adams(core)
-    told = core.update(given, apply, torch.Generator().manual_seed(8))
+    told = core.update(given, apply, core.noise(given, torch.Generator().manual_seed(8)))
     assert steps == ["critic", "actor"]
 
     noise = torch.randn(12, ACTIONS, generator=torch.Generator().manual_seed(8))
@@ -284,7 +284,7 @@ def test_td3_leaves_actor_and_targets_between_their_turns():
     core = TwinDelayed(INPUTS, ACTIONS, HIDDEN)
     before = weights(core)
     apply, steps = adams(core)
-    assert "actor_loss" not in core.update(batch(), apply, actor=False)
+    assert "actor_loss" not in core.update(batch(), apply, core.noise(batch()), actor=False)
     assert steps == ["critic"]
     for name, value in weights(core).items():
         assert torch.equal(value, before[name]) is not name.startswith("critic.")
@@ -294,7 +294,7 @@ def test_the_targets_of_td3_follow_critics_that_are_trained_alone():
     core = TwinDelayed(INPUTS, ACTIONS, HIDDEN, tau=0.1)
     before = weights(core)
     apply, steps = adams(core)
-    core.update(batch(), apply, actor=False, targets=True)
+    core.update(batch(), apply, core.noise(batch()), actor=False, targets=True)
     assert steps == ["critic"]
     after = weights(core)
     for name, value in after.items():
@@ -322,5 +322,5 @@ def test_the_value_where_an_episode_ends_and_where_it_is_cut(kind, terminated, v
         action = torch.rand(32, 1, generator=draw) * 2 - 1
         ends = torch.full((32,), terminated)
         given = {"observation": state, "action": action, "reward": torch.ones(32), "next_observation": state}
-        core.update({**given, "terminated": ends}, apply, draw)
+        core.update({**given, "terminated": ends}, apply, core.noise(given, draw))
     assert core.critic(state, action).detach().mean() == pytest.approx(value, abs=0.03)
