@@ -1,5 +1,7 @@
 """Whole runs on a GPU, through the command line. Skipped where there is none."""
 
+import json
+
 import pytest
 import torch
 
@@ -66,3 +68,29 @@ def test_updates_replayed_as_a_cuda_graph_are_the_same(tmp_path, method):
     assert state(parts)[1] == 600
     for (name, value), other in zip(state(parts)[0].items(), state(replayed)[0].values(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_private_training_and_what_it_spends(tmp_path):
+    """The noise is drawn on the GPU; the accountant counts the same steps as on a CPU."""
+
+    def fit(accelerator):
+        layers = [part for name in ("classifier/digits", "overlays/differential_privacy") for part in ("-c", name)]
+        options = ["--trainer.accelerator", accelerator, "--trainer.devices", "1", "--trainer.max_epochs", "5"]
+        return cli.run(["fit", *layers, *options, "--trainer.default_root_dir", str(tmp_path / accelerator)])
+
+    done, other = fit("gpu"), fit("cpu")
+    told = [json.loads((each.directory / "privacy.json").read_text()) for each in (done, other)]
+    assert told[0]["epsilon"] == pytest.approx(told[1]["epsilon"], rel=1e-6)
+    assert told[0]["history"] == told[1]["history"]
+    assert abs(done.results["test/loss"] - other.results["test/loss"]) < 0.2
+
+
+def test_a_federation_of_clients_on_a_gpu(tmp_path):
+    def federate(accelerator):
+        layers = [part for name in ("classifier/digits", "federation/iid") for part in ("-c", name)]
+        options = ["--trainer.accelerator", accelerator, "--trainer.devices", "1", "--federation.rounds", "4"]
+        return cli.run(["federate", *layers, *options, "--trainer.default_root_dir", str(tmp_path / accelerator)])
+
+    accuracy = [federate(each).results["test/accuracy"] for each in ("gpu", "cpu")]
+    assert accuracy[0] > 0.3
+    assert abs(accuracy[0] - accuracy[1]) < 0.05

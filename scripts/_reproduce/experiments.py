@@ -19,6 +19,7 @@
         overrides: {model.tau: 5}
         grid: {model.outer_lr: [1, 0.1]}    # every combination is run
         select: {metric: stop/accuracy, mode: max, ties: [{metric: stop/loss, mode: min}], last: false}
+        # with seeds: [101], the point is picked once, on runs of these seeds, and reported seeds run with it alone
         seeds: 20
         collect: scripts.experiments.lds:curves # more to record of a finished run, from its directory
       - name: kNN-LDS by loss               # another choice from the same runs
@@ -182,19 +183,24 @@ class Experiments:
         layers = (*layers, *([more] if isinstance(more, str) else more))
         own = source["data"].get(label) if isinstance(source.get("data"), Mapping) else None
         keys = {**self.content.get("overrides", {}), **overrides, **source.get("overrides", {}), **(own or {})}
-        home = self.runs / self.method / _slug(source["name"]) / label / str(seed)
+        home = self.runs / self.method / _slug(source["name"]) / label
         verb = source.get("command", self.content.get("command", "fit"))
-        start, start_key = self._start_run(label, seed)
-        runs = tuple(
-            Run(
-                layers, {**keys, **point}, seed, self.seed_keys, point, home / str(number), source.get("collect", ""),
-                verb, start, start_key,
-            )
-            for number, point in enumerate(_points(source.get("grid", {})))
-        )  # fmt: skip
-        select = _select(row.get("select"), name)
-        declared = [[run.hash for run in runs], None if select is None else dataclasses.asdict(select)]
-        return Cell((name,), label, seed, runs, select, hash_of(declared))
+
+        def runs_of(seed: int) -> tuple[Run, ...]:
+            start, start_key = self._start_run(label, seed)
+            return tuple(
+                Run(
+                    layers, {**keys, **point}, seed, self.seed_keys, point, home / str(seed) / str(number),
+                    source.get("collect", ""), verb, start, start_key,
+                )
+                for number, point in enumerate(_points(source.get("grid", {})))
+            )  # fmt: skip
+
+        runs, select = runs_of(seed), _select(row.get("select"), name)
+        tuning = tuple(zip(*(runs_of(each) for each in select.seeds))) if select is not None else ()
+        hashes = [run.hash for run in [*runs, *(run for point in tuning for run in point)]]
+        declared = [hashes, None if select is None else select.declared]
+        return Cell((name,), label, seed, runs, select, hash_of(declared), tuning)
 
     def _start_run(self, label: str, seed: int) -> tuple[Run | None, str]:
         given = self.starts[label]
@@ -224,9 +230,10 @@ def _seeds(declared: int | Sequence[int], wanted: int | Sequence[int] | None) ->
 def _select(given: Mapping[str, Any] | None, row: str) -> Select | None:
     if given is None:
         return None
-    _only(given, {"metric", "mode", "ties", "last"}, f"select of row {row}")
+    _only(given, {"metric", "mode", "ties", "last", "seeds"}, f"select of row {row}")
     ties = tuple((tie["metric"], tie.get("mode", "max")) for tie in given.get("ties", ()))
-    select = Select(given.get("metric", ""), given.get("mode", "max"), ties, given.get("last", False))
+    seeds = tuple(given.get("seeds", ()))
+    select = Select(given.get("metric", ""), given.get("mode", "max"), ties, given.get("last", False), seeds)
     for metric, mode in select.criteria:
         if not metric or metric.split("/")[0].startswith("test"):
             raise ValueError(f"row {row}: select must name a validation metric, got {metric!r}")

@@ -26,12 +26,14 @@ class Select:
         mode: ``max`` or ``min``.
         ties: Further ``(metric, mode)`` that decide between equals, in order.
         last: Whether the last of what is still equal wins, in the order of the grid, instead of the first.
+        seeds: Seeds on whose mean it is picked, once for all seeds that are reported; none for each seed by itself.
     """
 
     metric: str
     mode: str = "max"
     ties: tuple[tuple[str, str], ...] = ()
     last: bool = False
+    seeds: tuple[int, ...] = ()
 
     @property
     def criteria(self) -> tuple[tuple[str, str], ...]:
@@ -65,7 +67,13 @@ class Select:
             "points": len(metrics),
             "tied": sum(point[self.metric] == metrics[index][self.metric] for point in metrics),
             "ties": ", then ".join(rule),
+            **({"seeds": list(self.seeds)} if self.seeds else {}),
         }
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What hashes are made of."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "seeds" or value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +178,8 @@ class Cell:
         jobs: The runs of the grid, or the one call.
         select: How a grid point is picked; ``None`` where there is one.
         experiment: Hash of all that was declared about it.
+        tuning: Runs of other seeds that pick one of ``jobs`` before it is run: by job, one for each of these seeds.
+        selection: What to record about the choice, once they have.
     """
 
     rows: tuple[str, ...]
@@ -178,6 +188,13 @@ class Cell:
     jobs: tuple[Run, ...] | tuple[Call]
     select: Select | None
     experiment: str
+    tuning: tuple[tuple[Run, ...], ...] = ()
+    selection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def first(self) -> tuple[Run | Call, ...]:
+        """What is run first: what decides, or all there is."""
+        return tuple(run for point in self.tuning for run in point) or self.jobs
 
 
 def options(keys: Mapping[str, Any]) -> list[str]:

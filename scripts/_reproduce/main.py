@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from framework.evaluation.records import Commit, Environment, Record, merge_records, read_records
 from framework.evaluation.tables import check_documents, update_documents
-from scripts._reproduce.experiments import load
+from scripts._reproduce.experiments import Experiments, load
 from scripts._reproduce.jobs import Call, Cell, Run
 from scripts._reproduce.workers import finished, outcome, run_all
 
@@ -98,30 +100,75 @@ def _reproduce(given: argparse.Namespace, root: Path) -> int:
             for cell in cells
             if any(current.get((row, cell.data, cell.seed)) != cell.experiment for row in cell.rows)
         ]
-    jobs: dict[Path, Run | Call] = {job.directory: job for cell in cells for job in cell.jobs}
-    todo = [job for job in jobs.values() if given.force or not finished(job)]
-    earlier = f"{len(jobs) - len(todo)} finished earlier"
-    print(f"{given.method}: {len(cells)} records to make, {len(todo)} runs to do ({earlier})", flush=True)
+    failed: set[Path] = set()
+    later = sum(bool(cell.tuning) for cell in cells)
     if given.list:
+        todo, earlier = _todo(cells, given)
+        more = f", and then {later} with what they pick" if later else ""
+        print(f"{given.method}: {len(cells)} records to make, {len(todo)} runs to do ({earlier}){more}")
         for cell in cells:
-            print(f"  {', '.join(cell.rows)} on {cell.data}, seed {cell.seed}: {len(cell.jobs)} runs")
+            print(f"  {', '.join(cell.rows)} on {cell.data}, seed {cell.seed}: {len(cell.first)} runs")
         return 0
+    before = 0
+    if later:
+        tuned = [cell for cell in cells if cell.tuning]
+        _, before = _run(tuned, given, experiments, results, failed, "runs to pick by")
+        cells = [_tuned(cell) if cell.tuning else cell for cell in cells if not _any(cell.first, failed)]
+    made, count = _run(cells, given, experiments, results, failed)
+    print(f"{given.method}: {made} records written to {results.relative_to(root)}")
+    _tables(root)
+    if failed:
+        print(f"reproduce: {len(failed)} of {before + count} runs failed; their records were not made", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _todo(cells: Sequence[Cell], given: argparse.Namespace) -> tuple[list[Run | Call], str]:
+    """What is to be run first, and how much of it was before."""
+    jobs: dict[Path, Run | Call] = {job.directory: job for cell in cells for job in cell.first}
+    todo = [job for job in jobs.values() if given.force or not finished(job)]
+    return todo, f"{len(jobs) - len(todo)} finished earlier"
+
+
+def _any(jobs: Sequence[Run | Call], directories: set[Path]) -> bool:
+    return any(job.directory in directories for job in jobs)
+
+
+def _tuned(cell: Cell) -> Cell:
+    """The cell with the one job that its tuning runs pick."""
+    assert cell.select is not None
+    chosen, selection = cell.select.pick([_mean([outcome(run)["monitored"] for run in runs]) for runs in cell.tuning])
+    return dataclasses.replace(cell, jobs=(cell.jobs[chosen],), tuning=(), selection=selection)
+
+
+def _mean(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    shared = set.intersection(*map(set, points))
+    return {name: statistics.fmean(point[name] for point in points) for name in shared}
+
+
+def _run(
+    cells: Sequence[Cell],
+    given: argparse.Namespace,
+    experiments: Experiments,
+    results: Path,
+    failed: set[Path],
+    kind: str = "runs to do",
+) -> tuple[int, int]:
+    """Run what comes first, and make the records that need no more; how many there were, of records and of runs."""
+    todo, earlier = _todo(cells, given)
+    print(f"{experiments.method}: {len(cells)} records to make, {len(todo)} {kind} ({earlier})", flush=True)
 
     from tqdm import tqdm
 
-    failed: set[Path] = set()
     pending = {job.directory for job in todo}
+    waiting = [cell for cell in cells if not cell.tuning]
     made = 0
 
     def collect() -> None:
         """Write the records whose runs have all ended: an interruption loses none of them."""
-        nonlocal cells, made
-        ready = [cell for cell in cells if not any(job.directory in pending for job in cell.jobs)]
-        cells = [cell for cell in cells if any(job.directory in pending for job in cell.jobs)]
-        records = []
-        for cell in ready:
-            if not any(job.directory in failed for job in cell.jobs):
-                records += _records(cell)
+        nonlocal waiting, made
+        ready = [cell for cell in waiting if not _any(cell.jobs, pending)]
+        waiting = [cell for cell in waiting if _any(cell.jobs, pending)]
+        records = [record for cell in ready if not _any(cell.jobs, failed) for record in _records(cell)]
         if records:
             merge_records(results, records)
             made += len(records)
@@ -135,11 +182,7 @@ def _reproduce(given: argparse.Namespace, root: Path) -> int:
                 bar.write(f"failed: {_name(done.job)} ({done.job.directory})\n{done.last_lines()}", file=sys.stderr)
             bar.update()
             collect()
-    print(f"{given.method}: {made} records written to {results.relative_to(root)}")
-    _tables(root)
-    if failed:
-        print(f"reproduce: {len(failed)} of {len(todo)} runs failed; their records were not made", file=sys.stderr)
-    return 1 if failed else 0
+    return made, len(todo)
 
 
 def _name(job: Run | Call) -> str:
@@ -166,8 +209,8 @@ def _records(cell: Cell) -> list[Record]:
             Record(row=row, command=command, **fields, **common, **_circumstances(only))
             for row, fields in only["rows"].items()
         ]
-    chosen, selection = 0, {}
-    if cell.select is not None:
+    chosen, selection = 0, cell.selection
+    if cell.select is not None and not selection:
         chosen, selection = cell.select.pick([each["monitored"] for each in outcomes])
     run, best = cell.jobs[chosen], outcomes[chosen]
     assert isinstance(run, Run)

@@ -245,7 +245,44 @@ def test_best_row_is_the_first_of_the_best_and_never_holds_test_metrics(tmp_path
         best_row(path, "val/f1", "max")
 
 
+def test_seeds_of_their_own_pick_a_point_once_for_all(tmp_path):
+    row = CLASSIFIER["rows"][0]
+    rows = [{**row, "select": {**row["select"], "seeds": [101, 102]}}]
+    cells = experiments(tmp_path, rows=rows).cells()
+    assert [cell.seed for cell in cells] == [1, 2]
+    assert len({run.directory for cell in cells for run in cell.first}) == 4  # two seeds, two points
+    for cell in cells:
+        assert [[run.seed for run in point] for point in cell.tuning] == [[101, 102], [101, 102]]
+        assert [{run.point["model.lr"] for run in point} for point in cell.tuning] == [{1e-5}, {0.01}]
+    # An earlier declaration without such seeds keeps its hash.
+    alone = experiments(tmp_path).cells(rows=["MLP, tuned"])[0]
+    assert alone.experiment != cells[0].experiment
+    assert "seeds" not in alone.select.declared
+
+
 # Real runs
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_reported_seeds_run_with_what_others_picked(checkout, capsys):
+    row = CLASSIFIER["rows"][0]
+    content = {**CLASSIFIER, "rows": [{**row, "select": {**row["select"], "seeds": [101]}}]}
+    root = checkout("classifier", content)
+    assert main(["classifier", "--list"], root) == 0
+    assert "2 records to make, 2 runs to do (0 finished earlier), and then 2 with what" in capsys.readouterr().out
+    assert main(["classifier", "--jobs", "2"], root) == 0
+    printed = capsys.readouterr().out
+    assert "2 records to make, 2 runs to pick by" in printed
+    assert "2 records to make, 2 runs to do" in printed
+    records = read_records(root / "docs" / "results" / "classifier.json")
+    assert [record.seed for record in records] == [1, 2]
+    for record in records:
+        assert record.choice == {"model.lr": 0.01}
+        assert record.selection["seeds"] == [101]
+        assert record.metrics["test/accuracy"] > 0.15
+    assert main(["classifier"], root) == 0
+    assert "0 records to make" in capsys.readouterr().out
 
 
 @pytest.mark.process
