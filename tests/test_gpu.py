@@ -63,7 +63,7 @@ def test_updates_replayed_as_a_cuda_graph_are_the_same(tmp_path, method):
     logs = [(done.directory / "metrics.csv").read_text().splitlines() for done in (replayed, plain)]
     assert len(logs[0]) == len(logs[1]) > 12
 
-    fit("parts", **{"data.total_env_steps": 400})
+    fit("parts", **{"trainer.max_steps": 290})
     parts = fit("parts", "--ckpt_path", "last")
     assert state(parts)[1] == 600
     for (name, value), other in zip(state(parts)[0].items(), state(replayed)[0].values(), strict=True):

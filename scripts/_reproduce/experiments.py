@@ -32,7 +32,7 @@
 A configuration is a shipped name, or a file as seen from the checkout.
 
 A callable gets ``data`` (the label), ``seed`` and the arguments by name, and returns ``{row: {"metrics": {...}}}``,
-with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters. What ``collect`` names gets the
+with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters, and ``curves`` if there are any. What ``collect`` names gets the
 run's directory, checkpoints and all, and returns ``metrics`` and ``curves`` to record besides. ``preload`` may list
 modules that many runs import, such as ``torch_geometric``: they are imported once for all.
 """
@@ -171,8 +171,8 @@ class Experiments:
         return cells
 
     def _call_cell(self, name: str, row: Mapping[str, Any], label: str, seed: int) -> Cell:
-        directory = self.runs / self.method / _slug(row["callable"].rpartition(":")[2]) / label / str(seed)
         rows = tuple(row["rows"])
+        directory = self.runs / self.method / _slug(rows[0]) / label / str(seed)
         call = Call(row["callable"], rows, label, seed, row.get("arguments", {}), directory)
         return Cell(rows, label, seed, (call,), None, call.hash)
 

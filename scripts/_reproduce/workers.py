@@ -272,9 +272,10 @@ def _call(job: Call) -> dict[str, Any]:
         raise ValueError(f"{job.function} returned the rows {', '.join(result)}; declared are {', '.join(job.rows)}")
     rows = {}
     for row, fields in result.items():
-        if "metrics" not in fields or set(fields) - {"metrics", "choice", "selection"}:
+        if "metrics" not in fields or set(fields) - {"metrics", "choice", "selection", "curves"}:
             raise ValueError(
-                f"{job.function} must return metrics (and choice, selection) for row {row}, got {', '.join(fields)}"
+                f"{job.function} must return metrics (and choice, selection, curves) for row {row}, "
+                f"got {', '.join(fields)}"
             )
         rows[row] = {**fields, "metrics": {name: float(value) for name, value in fields["metrics"].items()}}
     return {"rows": rows}
