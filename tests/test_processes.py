@@ -197,3 +197,16 @@ def test_two_ranks_end_with_the_same_weights_and_one_result(folder, name, monkey
     last = torch.load(directory / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] > 0
     assert list(differences(last["state_dict"], first)) == []
+
+
+@pytest.mark.parametrize("overlay", [None, "overlays/active_learning", "overlays/differential_privacy"])
+def test_a_strategy_for_several_ranks_takes_one(folder, overlay):
+    """Lightning would split the loader among ranks even then; ours has been made for the rank already."""
+    more = [] if overlay is None else ["-c", overlay]
+    one = ["--trainer.devices", "1", "--trainer.max_epochs", "2", "--trainer.callbacks+", "mine.Show"]
+    done = fulgurite("fit", "-c", "classifier/digits", "-c", "overlays/ddp", *more, *one)
+    assert done.returncode == 0, done.stderr
+    (directory,) = Path("runs/classifier/digits").iterdir()
+    last = torch.load(directory / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] > 0
+    assert list(differences(last["state_dict"], torch.load("rank0.pt", weights_only=True))) == []

@@ -214,7 +214,9 @@ class TrainPath:
             self._built = None
             return loader
         trainer = self._trainer
-        world = World() if trainer is None else World(trainer.global_rank, trainer.world_size)
+        world = World()
+        if trainer is not None:
+            world = World(trainer.global_rank, trainer.world_size, trainer._accelerator_connector.is_distributed)
         end = len(SLOTS) if before is None else SLOTS.index(before)
         stages = [stage for stage in self.stages if SLOTS.index(stage.slot) < end]
         for stage in stages:
@@ -226,7 +228,7 @@ class TrainPath:
             if not optional and trainer is not None:
                 self._check_rebuildable(loader, trainer, world)
             splitting = [stage for stage in stages if stage.splits_ranks]
-            if world.size > 1 and splitting:
+            if world.splits and splitting:
                 if loader.batch_sampler is None:
                     raise TypeError(
                         f"{kind(splitting[0])} gives each process its own items and needs a loader that makes batches; "
@@ -244,7 +246,7 @@ class TrainPath:
         """Refuse a class that Lightning would construct anew, for its DistributedSampler, over the whole data."""
         parameters = inspect.signature(type(loader).__init__).parameters.values()
         passes = any(p.name == "dataset" for p in parameters)
-        if (world.size > 1 or getattr(trainer, "overfit_batches", 0) > 0) and not passes:
+        if (world.splits or getattr(trainer, "overfit_batches", 0) > 0) and not passes:
             raise TypeError(
                 f"{kind(loader)}.__init__ has no argument dataset: with several processes or overfit_batches "
                 "Lightning would rebuild it over all the data, without the stages of the train loader"

@@ -221,7 +221,7 @@ class ResumableOrder(Stage):
             return loader
         ready = loader if self.prepare is None else self.prepare(loader)
         batched = ready.batch_sampler is not None
-        cls = OrderedBatches if world.size == 1 or batched else _RankBatches
+        cls = OrderedBatches if batched or not world.splits else _RankBatches
         order = cls(ready.batch_sampler if batched else ready.sampler, world.rank, ready.num_workers > 0)
         if not _follows_seeds(order):
             self.refuse(f"{kind(order.wrapped)} draws by generators of its own, which no seed of ours reaches")
@@ -232,7 +232,7 @@ class ResumableOrder(Stage):
         if order.in_workers:
             ready = with_dataset(ready, SeededData(ready.dataset))
         new = rebuild(ready, batch_sampler=order) if batched else rebuild(ready, sampler=order)
-        if world.size > 1 and batched:
+        if world.splits and batched:
             # Lightning leaves a loader with a DistributedSampler alone; batches still come from batch_sampler.
             new.__dict__["sampler"] = DistributedSampler(new.dataset, world.size, world.rank)
         order.start(self.position)
@@ -266,7 +266,7 @@ def unfit(loader: Any, world: World = World()) -> str:  # noqa: B008
         len(sampler)
     except (TypeError, ValueError, NotImplementedError):
         return f"{kind(sampler)} has no length, so where an epoch ends is not known"
-    if world.size > 1 and "dataset" not in inspect.signature(type(loader).__init__).parameters:
+    if world.splits and "dataset" not in inspect.signature(type(loader).__init__).parameters:
         return f"{kind(loader)}.__init__ has no argument dataset, by which each process would get its share"
     return ""
 

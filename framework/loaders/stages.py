@@ -22,10 +22,17 @@ class World(NamedTuple):
     Attributes:
         rank: Number of this process, in ``[0, size)``.
         size: Number of processes that train together.
+        ddp: Whether the strategy is one for several processes, be it one that trains.
     """
 
     rank: int = 0
     size: int = 1
+    ddp: bool = False
+
+    @property
+    def splits(self) -> bool:
+        """Whether Lightning gives each process its share of a loader without a ``DistributedSampler``."""
+        return self.size > 1 or self.ddp
 
 
 class Stage(ABC):
