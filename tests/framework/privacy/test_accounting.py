@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants import RDPAccountant
 
 from framework.privacy.accounting import (
     ACCOUNTANTS,
@@ -167,3 +168,13 @@ def test_budgets_that_are_next_to_none(epsilon, delta, rate, steps):
 def test_budgets_that_nothing_keeps(epsilon):
     with pytest.raises(ValueError, match="no noise keeps epsilon"):
         noise_multiplier(epsilon, 1e-5, 0.1, 10, "rdp")
+
+
+@pytest.mark.parametrize("history", [[(1.1, 0.01, 300)], [(0.8, 0.02, 5), (2.0, 0.02, 70), (0.8, 0.02, 1)]])
+def test_remembered_steps_cost_what_opacus_says(history):
+    ours, peer = make_accountant("rdp"), RDPAccountant()
+    ours.history, peer.history = list(history), list(history)
+    for _ in range(2):  # the second time from memory
+        assert ours.get_privacy_spent(delta=1e-5) == peer.get_privacy_spent(delta=1e-5)
+    orders = [2.5, 3.0, 8]
+    assert ours.get_epsilon(1e-6, orders) == peer.get_epsilon(1e-6, orders)
