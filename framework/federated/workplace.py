@@ -15,6 +15,8 @@ from lightning.fabric.utilities import registry
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 
+from framework.federated.module_copies import ModuleCopies
+
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -62,7 +64,9 @@ class LocalWorkplace:
             check_devices(settings)
         if settings.get("barebones"):
             raise ValueError("trainer.barebones must be false in a federation, which counts what its clients do")
-        self._module, self.data, self.seed, self.fingerprint = module, data, seed, fingerprint
+        given_functions = (value for part in module.modules() for value in vars(part).values() if _makes(value))
+        self._copies = ModuleCopies(module, given_functions)
+        self.data, self.seed, self.fingerprint = data, seed, fingerprint
         given = settings.get("callbacks") or []
         given = list(given) if isinstance(given, Sequence) else [given]
         self.callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
@@ -75,8 +79,7 @@ class LocalWorkplace:
         Functions that it was given (an optimiser to be made) are shared: what makes them in the command line drags its
         whole parser along.
         """
-        shared = {id(value): value for part in self._module.modules() for value in vars(part).values() if _makes(value)}
-        return copy.deepcopy(self._module, shared)
+        return self._copies.make()
 
     def trainer(self, callbacks: Sequence[Callback] = (), first: Sequence[Callback] = (), **settings: Any) -> Trainer:
         """A new, silent trainer; see :class:`framework.federated.client.Workplace`."""

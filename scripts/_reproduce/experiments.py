@@ -32,9 +32,10 @@
 A configuration is a shipped name, or a file as seen from the checkout.
 
 A callable gets ``data`` (the label), ``seed`` and the arguments by name, and returns ``{row: {"metrics": {...}}}``,
-with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters, and ``curves`` if there are any. What ``collect`` names gets the
-run's directory, checkpoints and all, and returns ``metrics`` and ``curves`` to record besides. ``preload`` may list
-modules that many runs import, such as ``torch_geometric``: they are imported once for all.
+with ``choice`` and ``selection`` beside ``metrics`` where it picked hyper-parameters, and ``curves`` if there are any.
+What ``collect`` names gets the run's directory, checkpoints and all, and returns ``metrics`` and ``curves`` to record
+besides. ``preload`` may list modules that many runs import, such as ``torch_geometric``: they are imported once for
+all.
 """
 
 from __future__ import annotations
