@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,28 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     for before, after in zip(widths, hidden):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+class Core(nn.Module):
+    """Networks of a method whose parameters are asked for in every update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lists: dict[str, list[nn.Parameter]] = {}
+
+    def parameters_of(self, network: str) -> list[nn.Parameter]:
+        """The parameters of a network; remembered, as to collect them takes a share of a small update.
+
+        Args:
+            network: Name of the attribute.
+        """
+        if network not in self._lists:
+            self._lists[network] = list(getattr(self, network).parameters())
+        return self._lists[network]
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        self._lists.clear()  # another device or type may bring other objects
+        return super()._apply(*arguments, **options)
 
 
 class Draw(NamedTuple):
@@ -126,13 +148,16 @@ class Critics(nn.Module):
             action: Shape ``(B, actions)``.
             only: Ask the first so many critics; None for all.
         """
-        count = self.critics if only is None else only
+        weights: list[Tensor] = [*self.weights, *self.biases, self.last_weight, self.last_bias]
+        if only is not None:  # of all critics there is nothing to cut out, which takes time backwards, too
+            weights = [each[:only] for each in weights]
+        *layers, last_weight, last_bias = weights
         joint = torch.cat([observation, action], -1)
-        x = joint.expand(count, *joint.shape)
-        for weight, bias in zip(self.weights, self.biases):
-            x = torch.baddbmm(bias[:count], x, weight[:count]).relu_()
+        x = joint.expand(len(last_bias), *joint.shape)
+        for weight, bias in zip(layers, layers[len(self.weights) :]):
+            x = torch.baddbmm(bias, x, weight).relu_()
         # A product with one column is slow as a matrix product.
-        return ((x * self.last_weight[:count]).sum(-1) + self.last_bias[:count]).float()
+        return ((x * last_weight).sum(-1) + last_bias).float()
 
 
 def _uniform(fan_in: int, *shape: int) -> nn.Parameter:

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.rl.networks import Critics, GaussianActor
+from modules.rl.networks import Core, Critics, GaussianActor
 
 Apply = Callable[[str, Sequence[nn.Parameter], Sequence[Tensor]], None]
 """Takes the name of a group of parameters, the parameters and their gradients, and steps the group's optimiser."""
 
 
-class SoftActorCritic(nn.Module):
+class SoftActorCritic(Core):
     """Networks and update of SAC with a learned temperature (Haarnoja et al. 2018, "SAC: Algorithms and Applications").
 
     Args:
@@ -112,21 +112,21 @@ class SoftActorCritic(nn.Module):
         goal = self.value_target(batch, alpha, noise[1])
         values = self.critic(batch["observation"], batch["action"])
         critic_loss = 0.5 * (values - goal).square().mean(1).sum()
-        parameters = list(self.critic.parameters())
+        parameters = self.parameters_of("critic")
         apply("critic", parameters, torch.autograd.grad(critic_loss, parameters))
         told = {"critic_loss": critic_loss.detach(), "q_mean": values.detach().mean(), "alpha": alpha}
         if actor:
             told |= self._update_actor(batch["observation"], alpha, noise[0], apply)
         if targets:
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.target.parameters()), [*parameters], self.tau)
+                torch._foreach_lerp_([*self.parameters_of("target")], [*parameters], self.tau)
         return told
 
     def _update_actor(self, observation: Tensor, alpha: Tensor, noise: Tensor, apply: Apply) -> dict[str, Tensor]:
         drawn = self.actor.draw(observation, noise)
         log_prob = drawn.log_prob.detach().mean()
         loss = (alpha * drawn.log_prob - self.critic(observation, drawn.action).amin(0)).mean()
-        parameters = list(self.actor.parameters())
+        parameters = self.parameters_of("actor")
         # Gradients of the actor alone: none of the critics' weights is computed.
         apply("actor", parameters, torch.autograd.grad(loss, parameters))
         told = {"actor_loss": loss.detach(), "entropy": -log_prob}

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from modules.rl.networks import Critics, DeterministicActor
+from modules.rl.networks import Core, Critics, DeterministicActor
 from modules.rl.soft_actor_critic import Apply
 
 
-class TwinDelayed(nn.Module):
+class TwinDelayed(Core):
     """Networks and update of TD3 (Fujimoto, van Hoof, Meger, ICML 2018, algorithm 1).
 
     Args:
@@ -93,10 +93,10 @@ class TwinDelayed(nn.Module):
         action = batch["action"]
         values = self.critic(batch["observation"], action)
         critic_loss = (values - self.value_target(batch, noise)).square().mean(1).sum()
-        parameters = list(self.critic.parameters())
+        parameters = self.parameters_of("critic")
         apply("critic", parameters, torch.autograd.grad(critic_loss, parameters))
         told = {"critic_loss": critic_loss.detach(), "q_mean": values.detach().mean()}
-        own = list(self.actor.parameters())
+        own = self.parameters_of("actor")
         if actor:
             observation = batch["observation"]
             loss = -self.critic(observation, self.actor(observation), only=1).mean()
@@ -104,6 +104,6 @@ class TwinDelayed(nn.Module):
             told["actor_loss"] = loss.detach()
         if actor if targets is None else targets:
             with torch.no_grad():
-                slow: list[Tensor] = [*self.target.parameters(), *self.target_actor.parameters()]
+                slow: list[Tensor] = [*self.parameters_of("target"), *self.parameters_of("target_actor")]
                 torch._foreach_lerp_(slow, [*parameters, *own], self.tau)
         return told
