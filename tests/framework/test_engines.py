@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from deployment import APP, Deployment
+from deployment import APP, BIN, Deployment
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -22,6 +25,7 @@ from framework.federated.grid import SerialGrid
 ROOT = Path(__file__).resolve().parents[2]
 
 
+DAEMON = 39093  # where Flower's own daemon takes commands
 THREE = "--federation.clients 3 --federation.rounds 2 --threads 1"
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -93,6 +97,33 @@ def test_a_deployment_gives_the_same_weights_survives_a_kill_and_refuses_strange
             assert "Receiving" not in deployment.log(name)
     finally:
         deployment.stop()
+
+
+def test_flwr_run_local_gives_the_same_weights(project, tmp_path_factory):
+    """Flower's daemon starts Ray, which starts our clients from a copy of the app."""
+    with socket.socket() as each:
+        if each.connect_ex(("127.0.0.1", DAEMON)) == 0:
+            pytest.skip(f"something listens at {DAEMON}, where Flower's daemon would")
+    here = run(["federate", "-c", "base.yaml", *THREE.split(), "--name", "here"])
+    project.write("pyproject.toml", APP)
+    home = tmp_path_factory.mktemp("flwr")
+    environment = {
+        **os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "FLWR_HOME": str(home),
+        "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }  # fmt: skip
+    arguments = f"-c base.yaml {THREE} --name local --trainer.default_root_dir {project.folder}/runs"
+    resources = "num-supernodes=3 client-resources-num-cpus=1"
+    command = ["flwr", "run", ".", "local", "--stream", "--federation-config", resources]
+    try:
+        done = subprocess.run(
+            [*command, "--run-config", f"arguments='{arguments}'"], cwd=project.folder, env=environment,
+            capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["pkill", "-f", f"superlink.*{home}"], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert same(weights(here.directory), weights(project.folder / "runs/local/0")), done.stdout
 
 
 def message(config, state):
