@@ -48,6 +48,8 @@ class OnlineReplay(LightningDataModule):
         learning_starts: Steps of random actions before the first update, at least 1.
         train_every: Steps of each process between rounds of updates, at least 1.
         updates_per_step: Updates for each step, positive.
+        updates_per_batch: The most updates of a round that a train batch is for, at least 1. A trainer's own work for a
+            batch takes a millisecond, several times an update of a small network on a GPU. From 2 on a batch is a list.
         batch_size: Transitions of a batch, in each process.
         capacity: The most transitions a process keeps; the oldest are overwritten.
         reward_weights: Weights of components of the reward, by name; those left out keep the environment's own.
@@ -82,6 +84,7 @@ class OnlineReplay(LightningDataModule):
         learning_starts: int = 1000,
         train_every: int = 1,
         updates_per_step: float = 1.0,
+        updates_per_batch: int = 1,
         batch_size: int = 256,
         capacity: int = 1_000_000,
         reward_weights: dict[str, float] | None = None,
@@ -96,6 +99,7 @@ class OnlineReplay(LightningDataModule):
         super().__init__()
         counts = {"num_envs": num_envs, "learning_starts": learning_starts, "train_every": train_every}
         counts |= {"batch_size": batch_size, "capacity": capacity, "eval_every": eval_every}
+        counts |= {"updates_per_batch": updates_per_batch}
         for name, value in {**counts, "eval_episodes": eval_episodes, "eval_max_steps": eval_max_steps}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -203,8 +207,9 @@ class OnlineReplay(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Batches of an epoch; the iterator goes on where the last one stopped."""
         p = self.hparams
-        steps = p["eval_every"] / self._world[1]
-        epoch = max(1, round(steps * p["updates_per_step"]))
+        updates = p["eval_every"] / self._world[1] * p["updates_per_step"]
+        of_a_round = max(self._round * p["updates_per_step"], 1)
+        epoch = max(1, round(updates / of_a_round * math.ceil(of_a_round / p["updates_per_batch"])))
         return Batches(self._batches, lambda: 0 if self._finished() else epoch)
 
     @property
@@ -238,7 +243,7 @@ class OnlineReplay(LightningDataModule):
         """
         self._extra += count
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> Iterator[dict[str, Tensor] | list[dict[str, Tensor]]]:
         trainer = self.trainer
         assert trainer is not None
         policy = policy_of(trainer.lightning_module, type(self).__name__)
@@ -246,13 +251,14 @@ class OnlineReplay(LightningDataModule):
             if self._owed < 1:
                 self._collect(policy)
                 continue
-            batch = self.buffer.sample(self.hparams["batch_size"])
-            self._updates += 1
+            most = self.hparams["updates_per_batch"]
+            batches = [self.buffer.sample(self.hparams["batch_size"]) for _ in range(min(self._owed, most))]
+            self._updates += len(batches)
             if self._is_last():
                 while not self._finished():
                     self._collect(policy)
                 trainer.should_stop = True  # after this batch and a validation
-            yield batch
+            yield batches if most > 1 else batches[0]
         trainer.should_stop = True  # where no update at all went with the steps
 
     def _collect(self, policy: Policy) -> None:

@@ -28,7 +28,7 @@ class OffPolicy(LightningModule):
     """Actor and critics trained on batches of transitions, wherever these come from.
 
     A training batch is a dict of tensors: ``observation`` (B, inputs), ``action`` (B, actions; in [-1, 1]), ``reward``
-    (B,), ``next_observation`` and ``terminated`` (B,). One training step is one update, and one step of
+    (B,), ``next_observation`` and ``terminated`` (B,); or a list of these. Each is for one update, and one step of
     ``trainer.global_step``. A batch of validation or test is a dict of columns with a number for each episode, whose
     means are logged; one of prediction is a table, handed on as it is.
 
@@ -37,7 +37,8 @@ class OffPolicy(LightningModule):
     Attributes:
         core: Networks, losses and updates, in plain torch.
         updates: Updates done.
-        told: Losses and what else the updates told, by name; the latest of each, without a graph.
+        told: Losses and what else the updates told, by name; the latest of each, without a graph. Means over the
+            updates of a batch that is for several.
     """
 
     core: Any
@@ -107,7 +108,9 @@ class OffPolicy(LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch, which may be there already: a look through nested collections takes a share of a small step."""
-        if isinstance(batch, dict) and all(isinstance(v, Tensor) and v.device == device for v in batch.values()):
+        parts = batch if isinstance(batch, list) else [batch]
+        values = [value for part in parts if isinstance(part, dict) for value in part.values()]
+        if values and all(isinstance(value, Tensor) and value.device == device for value in values):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -132,8 +135,20 @@ class OffPolicy(LightningModule):
         plain = trainer.world_size == 1 and trainer.precision in ("32-true", "64-true") and not looking
         return plain and self.device.type == "cuda" and isinstance(self._optimizers["critic"], LightningOptimizer)
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """One update."""
+    def training_step(self, batch: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], batch_idx: int) -> None:
+        """One update, or one for each batch of a list."""
+        if isinstance(batch, Mapping):
+            self.told |= self._update(batch)
+        else:
+            told = [self._update(each) for each in batch]
+            names = dict.fromkeys(name for each in told for name in each)
+            self.told |= {name: torch.stack([each[name] for each in told if name in each]).mean() for name in names}
+        every = getattr(self.trainer, "log_every_n_steps", 0)  # Lightning sets it without declaring it
+        if every and (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0:
+            more = {} if self._experience is None else self._experience.told()
+            self.log_dict({**{f"train/{name}": value for name, value in self.told.items()}, **more})
+
+    def _update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = batch["reward"].device
         if self._noise is None or self._noise.device != device:
             self._noise = torch.Generator(device)
@@ -141,13 +156,10 @@ class OffPolicy(LightningModule):
         due = self.actor_is_due()
         actor = due and self._critic_only == 0
         update = self._replayed if self._capture else self._updated
-        self.told |= update(batch, self.core.noise(batch, self._noise), actor, due)
+        told = update(batch, self.core.noise(batch, self._noise), actor, due)
         self.updates += 1
         self._critic_only = max(self._critic_only - 1, 0)
-        every = getattr(self.trainer, "log_every_n_steps", 0)  # Lightning sets it without declaring it
-        if every and (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0:
-            more = {} if self._experience is None else self._experience.told()
-            self.log_dict({**{f"train/{name}": value for name, value in self.told.items()}, **more})
+        return told
 
     def _updated(self, batch: Mapping[str, Tensor], noise: Tensor, actor: bool, targets: bool) -> dict[str, Tensor]:
         told: dict[str, Tensor] = self.core.update(batch, self._step, noise, actor=actor, targets=targets)

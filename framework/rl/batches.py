@@ -22,10 +22,10 @@ class Batches(IterableDataset[dict[str, Tensor]]):
 
     resumes_itself = True
 
-    def __init__(self, make: Callable[[], Iterator[dict[str, Tensor]]], length: Callable[[], int]) -> None:
+    def __init__(self, make: Callable[[], Iterator[Any]], length: Callable[[], int]) -> None:
         self._iterator, self._length = make, length
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         if worker is not None:
             refuse_workers(worker.num_workers)

@@ -105,6 +105,42 @@ def test_steps_and_updates_alternate_until_the_steps_are_taken(options, steps, u
     assert validated[-1] == data.env_steps >= data.hparams["total_env_steps"]
 
 
+@pytest.mark.parametrize("kind", [SAC, TD3])
+@pytest.mark.parametrize(("most", "batches"), [(3, 3 * 15), (8, 15), (100, 15)])
+def test_updates_of_a_round_in_one_batch_are_the_same(kind, most, batches):
+    """Eight updates in a round: weights, counts and evaluations of eight batches, or of three, or one."""
+
+    def fit(**options):
+        torch.manual_seed(0)
+        module = kind(3, 1, hidden=[8])
+        rounds = {"num_envs": 2, "train_every": 8, "total_env_steps": 160, "eval_every": 40}
+        data, steps, told = OnlineReplay(**{**PENDULUM, **rounds, **options}), [], []
+
+        class Watch(Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                steps.append(trainer.global_step)
+                told.append({name: float(value) for name, value in pl_module.told.items()})
+
+            def on_validation_end(self, trainer, pl_module):
+                told.append(trainer.datamodule.env_steps)
+
+        fitted = trainer(callbacks=[Watch()])
+        fitted.fit(module, data)
+        weights = {**module.state_dict(), **{f"buffer.{k}": v for k, v in data.buffer.columns().items()}}
+        return {"weights": weights, "updates": module.updates, "steps": fitted.global_step}, steps, told
+
+    (one, steps, single), (several, at, told) = fit(), fit(updates_per_batch=most)
+    assert differences(several, one) == []
+    assert one["updates"] == len(steps) == 120
+    assert len(at) == batches
+    assert at[-1] == steps[-1]
+    assert [each for each in told if isinstance(each, int)] == [each for each in single if isinstance(each, int)]
+    # What is told is a mean: of the first updates those that the first batch was for.
+    count = min(most, 8)
+    losses = [each["critic_loss"] for each in single[:count]]
+    assert told[0]["critic_loss"] == pytest.approx(sum(losses) / count, rel=1e-5)
+
+
 def test_steps_too_few_for_an_update_end_all_the_same():
     data, module = OnlineReplay(**{**PENDULUM, "updates_per_step": 0.25, "total_env_steps": 42}), sac()
     trainer().fit(module, data)
@@ -195,10 +231,12 @@ def test_td3_delays_its_actor_and_explores():
 
 
 @pytest.mark.parametrize("kind", [SAC, TD3])
-def test_a_run_goes_on_from_the_middle_of_an_epoch_bit_for_bit(kind, tmp_path):
+@pytest.mark.parametrize("several", [{}, {"train_every": 94, "updates_per_batch": 47, "eval_every": 150}])
+def test_a_run_goes_on_from_the_middle_of_an_epoch_bit_for_bit(kind, several, tmp_path):
     def fit(folder, **options):
         torch.manual_seed(0)
-        module, data = kind(3, 1, hidden=[8]), OnlineReplay(**{**PENDULUM, "num_envs": 2, "total_env_steps": 260})
+        given = {**PENDULUM, "num_envs": 2, "total_env_steps": 260, **several}
+        module, data = kind(3, 1, hidden=[8]), OnlineReplay(**given)
         keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=47, save_top_k=-1, save_on_train_epoch_end=False)
         fitted = trainer(callbacks=[keep], enable_checkpointing=True)
         fitted.fit(module, data, **options)
@@ -208,7 +246,7 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch_bit_for_bit(kind, tmp_path):
         }  # fmt: skip
 
     whole = fit(tmp_path / "whole")
-    assert whole["steps"] == 220
+    assert whole["steps"] == (282 if several else 220)
     for step in (94, 188):
         kept = tmp_path / "whole" / f"step={step}.ckpt"
         assert 0 < torch.load(kept, weights_only=True)["OnlineReplay"]["ranks"][0]["env_steps"] < 260
@@ -357,6 +395,7 @@ def test_two_processes_share_weights_and_have_experience_of_their_own(tmp_path):
         ({"total_env_steps": 40}, r"total_env_steps must be more than learning_starts \(40\), got 40"),
         ({"updates_per_step": 0}, "updates_per_step must be positive, got 0"),
         ({"capacity": 3, "num_envs": 4}, r"capacity must be at least num_envs \(4\), got 3"),
+        ({"updates_per_batch": 0}, "updates_per_batch must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"buffer_device": "disk"}, "buffer_device must be cpu or module, got 'disk'"),
     ],
