@@ -53,7 +53,10 @@ class OffPolicy(LightningModule):
         self._noise: torch.Generator | None = None
         self._optimizers: dict[str, Any] = {}
         self._capture = False
-        self._graphs: dict[tuple[Any, ...], int | UpdateGraph] = {}
+        self._graphs: dict[
+            tuple[bool, bool, int], int | UpdateGraph
+        ] = {}  # or how often such an update was made without
+        self._rates: list[float] = []
 
     # --- what a method says -------------------------------------------------------------------------------------------
 
@@ -128,6 +131,9 @@ class OffPolicy(LightningModule):
     def on_train_end(self) -> None:
         self._graphs.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_graphs": {}}  # what a graph replays are the tensors of this very module
+
     def _can_capture(self) -> bool:
         """Whether an update can be replayed: nobody reduces, scales, or looks at gradients within it."""
         trainer: Any = self.trainer
@@ -169,9 +175,11 @@ class OffPolicy(LightningModule):
         """The same update from a CUDA graph, of which there is one for each kind of update."""
         critic = self._optimizers["critic"]
         plain = {**self._optimizers, "critic": critic.optimizer}
-        # A graph goes on with the learning rates it was captured with.
-        rates = tuple(group["lr"] for each in plain.values() for group in each.param_groups)
-        key = (actor, targets, len(batch["reward"]), rates)
+        rates = [group["lr"] for each in plain.values() for group in each.param_groups]
+        if rates != self._rates:  # a graph goes on with those it was captured with
+            self._graphs.clear()
+            self._rates = rates
+        key = (actor, targets, len(batch["reward"]))
         graph = self._graphs.get(key, 0)
         if isinstance(graph, int) and graph < WARM_UP:
             self._graphs[key] = graph + 1

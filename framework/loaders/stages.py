@@ -22,7 +22,7 @@ class World(NamedTuple):
     Attributes:
         rank: Number of this process, in ``[0, size)``.
         size: Number of processes that train together.
-        ddp: Whether the strategy is one for several processes, be it one that trains.
+        ddp: Whether the strategy is made for several processes, even if there is one.
     """
 
     rank: int = 0
