@@ -80,7 +80,7 @@ class OffPolicy(LightningModule):
 
     def _own(self, values: Tensor) -> Tensor:
         """On the device and of the type of the weights."""
-        return values.to(next(self.core.parameters()))
+        return values.to(self.core.parameters_of("actor")[0])
 
     def _draw(self, observation: Tensor, generator: torch.Generator | None) -> Tensor:
         """Standard normal noise for actions, drawn on the CPU, so that it is the same whatever the device."""
