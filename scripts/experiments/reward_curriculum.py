@@ -48,18 +48,19 @@ def last(directory: Path) -> dict[str, Any]:
     return {"metrics": metrics, "curves": curves}
 
 
-def curves_figure(records: Sequence[Record], metric: str) -> Any:
+def curves_figure(records: Sequence[Record], metric: str, rows: Sequence[str] = SHOWN) -> Any:
     """Interquartile mean over seeds of an evaluated metric as training goes on, with its 95 % interval.
 
     Args:
         records: Of one data set, collected by ``last``.
         metric: Name of a curve.
+        rows: The arms to show.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for row in SHOWN:
+    for row in rows:
         several = [record.curves for record in records if record.row == row]
         if not several:
             continue

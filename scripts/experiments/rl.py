@@ -1,4 +1,7 @@
-"""What the evidence of off-policy learning needs besides runs of the command line: curves, and stable-baselines3."""
+"""What the evidence of off-policy learning needs besides runs of the command line: curves, and stable-baselines3.
+
+.venv/bin/python -m scripts.experiments.rl  draws docs/images/rl-hopper.png from docs/results
+"""
 
 from __future__ import annotations
 
@@ -88,3 +91,21 @@ def _summary(steps: list[float], values: list[float]) -> dict[str, Any]:
         "metrics": {"last/return": float(np.mean(values[-LAST:]))},
         "curves": {"env_steps": steps, "return": values},
     }
+
+
+def draw(results: Path) -> None:
+    """Returns over environment steps on Hopper, beside stable-baselines3's.
+
+    Args:
+        results: The file of records.
+    """
+    from framework.evaluation.records import read_records
+    from scripts.experiments.reward_curriculum import DOCS, curves_figure
+
+    records = [record for record in read_records(results) if record.data == "hopper"]
+    rows = ["SAC on MuJoCo", "SAC of stable-baselines3 on MuJoCo"]
+    curves_figure(records, "return", rows).savefig(DOCS / "images" / "rl-hopper.png", dpi=100)
+
+
+if __name__ == "__main__":
+    draw(Path(__file__).resolve().parents[2] / "docs" / "results" / "rl.json")
