@@ -5,16 +5,63 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNLABELLED = -1
+
+
+class Scores(MulticlassConfusionMatrix):
+    """Mean loss, micro accuracy, macro F1 and confusion matrix of the labelled items, all from one set of counts.
+
+    Every metric costs a step of a small network a few hundredths of its time, and a logged one some at the end of each
+    epoch; so there is one.
+
+    Args:
+        classes: Number of classes, at least 2.
+    """
+
+    confmat: Tensor
+    loss: Tensor
+
+    def __init__(self, classes: int) -> None:
+        # What torchmetrics would look at in every batch, the loss has met before or update looks at.
+        super().__init__(classes, ignore_index=UNLABELLED, validate_args=False)
+        self.add_state("loss", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:  # type: ignore[override] # one more
+        """Count a batch.
+
+        Args:
+            logits: Shape ``(batch, classes)``.
+            target: Classes of shape ``(batch,)``; ``UNLABELLED`` are left out.
+            loss: Sum of the loss over the labelled items.
+
+        Raises:
+            ValueError: If there are not as many logits as classes.
+        """
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"network gives {logits.shape[1]} logits for {self.num_classes} classes")
+        super().update(logits, target)
+        self.loss = self.loss + loss
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override] # more than the counts
+        """Values by name: ``loss``, ``accuracy``, ``f1`` and the counts, ``confusion``.
+
+        Without any item, the loss is NaN and the others are 0. Classes that neither occur nor are predicted have no
+        part in the mean of F1.
+        """
+        right, total = self.confmat.diag(), self.confmat.sum()
+        either = self.confmat.sum(dim=0) + self.confmat.sum(dim=1)  # an item of a class, or taken for one
+        f1 = (2 * right / either.clamp(min=1)).sum() / (either > 0).sum().clamp(min=1)
+        accuracy = right.sum() / total.clamp(min=1)
+        return {"loss": self.loss / total, "accuracy": accuracy, "f1": f1, "confusion": self.confmat}
 
 
 class ClassifierBase(LightningModule):
@@ -45,18 +92,8 @@ class ClassifierBase(LightningModule):
         self.configure_metrics()
 
     def configure_metrics(self) -> None:
-        """Micro accuracy and macro F1 per stage, and the confusion matrix of validation and test."""
-        classes = self.classes
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=UNLABELLED),
-                "f1": MulticlassF1Score(classes, average="macro", ignore_index=UNLABELLED),
-            }
-        )
-        self.metrics = nn.ModuleDict({f"{stage}_": metrics.clone(f"{stage}/") for stage in ("train", "val", "test")})
-        self.losses = nn.ModuleDict({f"{stage}_": MeanMetric() for stage in ("train", "val", "test")})
-        confusion = MulticlassConfusionMatrix(classes, ignore_index=UNLABELLED)
-        self.confusion = nn.ModuleDict({"val_": confusion, "test_": confusion.clone()})
+        """Loss, micro accuracy and macro F1 per stage, and the confusion matrix of validation and test."""
+        self.scores = nn.ModuleDict({f"{stage}_": Scores(self.classes) for stage in ("train", "val", "test")})
         self.confusion_counts: dict[str, Tensor] = {}
 
     def forward(self, x: Any) -> Tensor:
@@ -89,11 +126,9 @@ class ClassifierBase(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log("val")
-        self._count_confusion("val")
 
     def on_test_epoch_end(self) -> None:
         self._log("test")
-        self._count_confusion("test")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -117,28 +152,21 @@ class ClassifierBase(LightningModule):
     def _step(self, batch: Sequence[Any], stage: str) -> Tensor:
         x, y = batch[0], batch[1]
         logits = self(x)
-        labelled = int((y != UNLABELLED).sum())
-        # Sum over the labelled items, so that a batch without any label gives 0 and not NaN.
-        loss = nn.functional.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum") / max(labelled, 1)
-        metrics = cast(MetricCollection, self.metrics[f"{stage}_"])
-        metrics.update(logits, y)
-        if stage != "train":
-            self._confusion(stage).update(logits, y)
-        cast(MeanMetric, self.losses[f"{stage}_"]).update(loss.detach(), labelled)
-        return loss
+        # Sum over the labelled items, so that a batch without any label gives 0 and not NaN; their number stays a
+        # tensor, for which a GPU need not be waited for.
+        total = nn.functional.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum")
+        cast(Scores, self.scores[f"{stage}_"]).update(logits.detach(), y, total.detach())
+        return total / (y != UNLABELLED).sum().clamp(min=1)
 
     def _log(self, stage: str) -> None:
-        """Log the metrics of an epoch; once, as every call costs as much as a step of a small network."""
-        self.log(f"{stage}/loss", cast(MeanMetric, self.losses[f"{stage}_"]))
-        self.log_dict(cast(MetricCollection, self.metrics[f"{stage}_"]))
-
-    def _count_confusion(self, stage: str) -> None:
-        metric = self._confusion(stage)
-        self.confusion_counts[stage] = metric.compute().cpu()  # gathers over ranks: every rank comes here
-        metric.reset()
-
-    def _confusion(self, stage: str) -> MulticlassConfusionMatrix:
-        return cast(MulticlassConfusionMatrix, self.confusion[f"{stage}_"])
+        scores = cast(Scores, self.scores[f"{stage}_"])
+        values = scores.compute()  # gathers over ranks: every rank comes here
+        scores.reset()
+        confusion = values.pop("confusion")
+        if stage != "train":
+            self.confusion_counts[stage] = confusion.cpu()
+        # The values are the same on every rank already; to be told so spares Lightning a warning.
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def _class_names(self) -> list[str] | None:
         trainer = self._trainer

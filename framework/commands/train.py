@@ -31,6 +31,7 @@ from framework.commands.place import Place, compare, find_place
 from framework.commands.quiet import Messages
 from framework.configuration import Configuration, check_numbers, name_of
 from framework.errors import ConfigurationError, Paused
+from framework.lean_steps import lighten
 from framework.metrics_log import MetricsLog
 from framework.resuming.callback import ResumableRun
 
@@ -164,6 +165,7 @@ class FulguriteCLI(LightningCLI):
         if not bare:
             settings["logger"] = self._loggers(settings["logger"])
         trainer = self._instantiate_trainer(settings, [])
+        lighten()
         make_durable(trainer)
         return trainer
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 
 from framework.federated.module_copies import ModuleCopies
+from framework.lean_steps import lighten
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -72,6 +73,7 @@ class LocalWorkplace:
         self.callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
         self._settings = {**settings, **QUIET} if distributed else {**settings, **QUIET, "devices": 1}
         _once(data)
+        lighten()
 
     def module(self) -> LightningModule:
         """A copy of the module as it was given.

@@ -52,6 +52,7 @@ def lightning(method: str, environment: str, steps: int) -> Callable[[], None]:
     from lightning.pytorch.callbacks import Callback
 
     from datamodules.replay import OnlineReplay
+    from framework.lean_steps import lighten
     from modules.sac import SAC
     from modules.td3 import TD3
 
@@ -71,6 +72,8 @@ def lightning(method: str, environment: str, steps: int) -> Callable[[], None]:
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[Turns()], log_every_n_steps=50,
     )  # fmt: skip
+
+    lighten()  # as the command line does
 
     def fit() -> None:
         torch.set_num_threads(1)

@@ -6,16 +6,20 @@ import io
 import os
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from modules._classification import confusion_figure
+from modules._classification import Scores, confusion_figure
 from modules.classifier import CNN, MLP, Classifier
 
 
@@ -86,6 +90,38 @@ def test_missing_labels_count_nowhere():
     assert result["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.y[known]).item(), rel=1e-5)
     assert result["test/accuracy"] == pytest.approx((logits.argmax(1) == data.y[known]).float().mean().item())
     assert module.confusion_counts["test"].sum() == known.sum()
+
+
+@given(
+    classes=st.integers(2, 6),
+    batches=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2**32)), min_size=1, max_size=4),
+)
+def test_scores_are_those_of_torchmetrics_on_all_items_at_once(classes, batches):
+    scores, logits, target, loss = Scores(classes), [], [], 0.0
+    for size, seed in batches:
+        draw = torch.Generator().manual_seed(seed)
+        logits.append(torch.randn(size, classes, generator=draw))
+        target.append(torch.randint(-1, classes, (size,), generator=draw))  # -1 is not labelled
+        total = nn.functional.cross_entropy(logits[-1], target[-1], ignore_index=-1, reduction="sum")
+        scores.update(logits[-1], target[-1], total)
+        loss += total.item()
+    outputs, truth = torch.cat(logits), torch.cat(target)
+    got = scores.compute()
+    peers = {
+        "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=-1),
+        "f1": MulticlassF1Score(classes, average="macro", ignore_index=-1),
+        "confusion": MulticlassConfusionMatrix(classes, ignore_index=-1),
+    }
+    for name, peer in peers.items():
+        torch.testing.assert_close(got[name], peer(outputs, truth), msg=name)
+    items = int((truth >= 0).sum())
+    assert got["loss"].item() == (pytest.approx(loss / items, rel=1e-5) if items else pytest.approx(nan, nan_ok=True))
+
+
+def test_a_network_of_another_width_is_refused():
+    module = Classifier(4, 3, network=nn.Linear(4, 5))
+    with pytest.raises(ValueError, match="network gives 5 logits for 3 classes"):
+        quiet().fit(module, Blobs())
 
 
 def test_a_batch_without_any_label_moves_nothing():

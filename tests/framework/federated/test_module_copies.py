@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torchmetrics import MetricCollection
 
 from framework.federated.module_copies import ModuleCopies
+from modules._classification import Scores
 from modules.classifier import Classifier
 from modules.sac import SAC
 
@@ -84,11 +84,13 @@ def test_metrics_count_for_themselves():
     module = Classifier(4, 3, network="mlp", hidden=[5])
     copies = ModuleCopies(module)
     one, other = copies.make(), copies.make()
-    metrics = one.metrics["train_"]
-    assert isinstance(metrics, MetricCollection)
-    metrics.update(torch.eye(3), torch.tensor([0, 1, 2]))
-    assert float(metrics.compute()["train/accuracy"]) == 1
-    assert all(not each.update_called for part in (module, other) for each in part.metrics["train_"].values())
+    scores = one.scores["train_"]
+    assert isinstance(scores, Scores)
+    scores.update(torch.eye(3), torch.tensor([0, 1, 2]), torch.tensor(1.5))
+    values = scores.compute()
+    assert torch.equal(values.pop("confusion"), torch.eye(3, dtype=torch.long))
+    assert {name: float(value) for name, value in values.items()} == {"loss": 0.5, "accuracy": 1, "f1": 1}
+    assert all(not part.scores["train_"].update_called for part in (module, other))
 
 
 class Stubborn(LightningModule):
