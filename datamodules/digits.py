@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from datamodules._classification import ClassificationData
+from framework.loaders import TensorSubset
 from framework.splits import check_shares, split_indices
 
 
@@ -49,4 +50,4 @@ class Digits(ClassificationData):
         x, y = load_digits(return_X_y=True)
         data = TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y, dtype=torch.int64))
         parts = split_indices(len(data), self.hparams["split"], self.hparams["seed"])
-        self.train, self.val, self.test = (Subset(data, part.tolist()) for part in parts)
+        self.train, self.val, self.test = (TensorSubset(data, part.tolist()) for part in parts)

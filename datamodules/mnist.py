@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules._classification import ClassificationData
+from framework.loaders import Items
 from framework.paths import data_root, missing_files
 from framework.splits import check_shares, split_indices
 
@@ -48,11 +49,11 @@ class GreyImages(Dataset[tuple[Any, ...]]):
         image = self._standardised(self.images[index].unsqueeze(0))
         return (image, self.targets[index], index) if self.numbered else (image, self.targets[index])
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
+    def __getitems__(self, indices: list[int]) -> Items:
         """Several items: a DataLoader asks for a batch at once, which is several times faster."""
-        rows = torch.as_tensor(indices)
-        images, targets = self._standardised(self.images[rows].unsqueeze(1)).unbind(), self.targets[rows].unbind()
-        return list(zip(images, targets, indices)) if self.numbered else list(zip(images, targets))
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        images, targets = self._standardised(self.images[rows].unsqueeze(1)), self.targets[rows]
+        return Items(images, targets, rows) if self.numbered else Items(images, targets)
 
     @staticmethod
     def _standardised(images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from datamodules._classification import ClassificationData
 from framework.errors import near
+from framework.loaders import Items
 from framework.paths import data_root, missing_files
 from framework.splits import check_shares, split_indices
 
@@ -64,11 +65,10 @@ class ColourImages(Dataset[tuple[Any, ...]]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         return self._standardised(self.images[index]), self.targets[index], self.numbers[index]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
+    def __getitems__(self, indices: list[int]) -> Items:
         """Several items: a DataLoader asks for a batch at once, which is several times faster."""
-        rows = torch.as_tensor(indices)
-        images = self._standardised(self.images[rows])
-        return list(zip(images.unbind(), self.targets[rows].unbind(), self.numbers[rows].unbind()))
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return Items(self._standardised(self.images[rows]), self.targets[rows], self.numbers[rows])
 
     def _standardised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std)

@@ -16,8 +16,20 @@ Here is what stages are written with. Labels are in :mod:`framework.loaders.labe
 """
 
 from framework.loaders.callback import StageCallback
+from framework.loaders.gathering import Items, TensorSubset
 from framework.loaders.path import TrainPath
 from framework.loaders.reindexing import rebuild, reindex
 from framework.loaders.stages import Partition, Pool, Stage, World
 
-__all__ = ["Partition", "Pool", "Stage", "StageCallback", "TrainPath", "World", "rebuild", "reindex"]
+__all__ = [
+    "Items",
+    "Partition",
+    "Pool",
+    "Stage",
+    "StageCallback",
+    "TensorSubset",
+    "TrainPath",
+    "World",
+    "rebuild",
+    "reindex",
+]

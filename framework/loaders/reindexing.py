@@ -20,6 +20,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from framework.loaders.gathering import TensorSubset, subset_of
+
 T = TypeVar("T")
 
 
@@ -72,10 +74,11 @@ def reindex(
         kept = _checked(indices, len(dataset))
 
     # A Subset of a Subset is flattened: items are reached in one step however many stages there are.
-    if type(dataset) is Subset:
-        subset: Subset[Any] = Subset(dataset.dataset, [dataset.indices[i] for i in kept])
+    subset: Subset[Any]
+    if type(dataset) in (Subset, TensorSubset):
+        subset = subset_of(dataset.dataset, [dataset.indices[i] for i in kept])
     else:
-        subset = Subset(dataset, kept)
+        subset = subset_of(dataset, kept)
 
     if own_batches and isinstance(batch_sampler, Reindexable):
         return rebuild(loader, dataset=subset, batch_sampler=batch_sampler.reindex(subset, kept))
