@@ -13,6 +13,7 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.federated import wire
 from framework.federated.grid import SerialGrid, node_of, partition_of
 from framework.federated.rounds import weighted_mean
 from framework.federated.server import Server, take_all
@@ -86,6 +87,7 @@ def test_the_order_of_replies_does_not_matter():
 
 BAD = {
     "NaN": (lambda a: {**a, "a": a["a"] * np.nan}, "a holds NaN or infinity"),
+    "infinity": (lambda a: {**a, "a": np.array([np.inf, -np.inf], np.float32)}, "a holds NaN or infinity"),
     "shape": (lambda a: {**a, "a": a["a"][:1]}, r"a has shape \(1,\), expected \(2,\)"),
     "type": (lambda a: {**a, "a": a["a"].astype(np.float64)}, "a has type float64, expected float32"),
     "missing": (lambda a: {"a": a["a"]}, "weights b, n are missing"),
@@ -106,6 +108,15 @@ def test_a_bad_update_is_rejected_and_the_round_goes_on(kind):
     assert [each.outcome for each in report.clients] == ["used", "rejected", "used"]
     assert re.search(words, report.clients[1].detail)
     torch.testing.assert_close(done.weights["a"], WEIGHTS["a"] + (1 * 1 + 3 * 3) / 4)
+
+
+def test_weights_whose_sum_overflows_are_good_weights():
+    def answer(client, arrays):
+        return {**arrays, "a": np.full_like(arrays["a"], 3e38)}, 1
+
+    assert not wire.complaint(wire.pack({"a": torch.full((2,), 3e38)}), {"a": torch.zeros(2)})
+    report = server(answer).train(1)
+    assert [each.outcome for each in report.clients] == ["used"] * 3
 
 
 @pytest.mark.parametrize("examples", [0, -1, float("nan")])
