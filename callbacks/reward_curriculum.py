@@ -54,7 +54,8 @@ class RewardCurriculum(Callback):
             stage has some of its own (the naive curriculum, an ablation).
         new_share: Share of each batch that comes from the present stage once there is a switch, in [0, 1]; None draws
             from all experience alike.
-        critic_updates: Updates of the critics alone at a switch, before the next environment step.
+        critic_updates: Updates of the critics alone at a switch, before the next environment step; at the weights of
+            that moment, which are the new ones after a jump and still the old ones where the stage anneals.
         reset: Which networks begin afresh at a switch: ``actor``, ``critic``, ``alpha``.
 
     Attributes:
@@ -102,7 +103,7 @@ class RewardCurriculum(Callback):
         self.base, self.aux, self.mix, self.check_every = base, aux, mix, check_every
         self.rewards, self.old, self.new_share = rewards, old, new_share
         self.critic_updates, self.reset = critic_updates, list(reset or [])
-        self.schedule = Schedule(_switches(self.stages, criterion, min_steps, max_steps))
+        self.schedule = Schedule(_switches(self.stages, criterion, min_steps, max_steps, check_every))
         self._rewards: list[RewardStage] = []
         self._origin: list[float] | None = None  # weights of the moment at which the present stage began
         self._annealing = True
@@ -134,7 +135,9 @@ class RewardCurriculum(Callback):
         if self.rewards == "stored":
             buffer.keep_frozen()
             buffer.use_frozen = True
-        self._price(data)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._price(_data(trainer))  # here, for a checkpoint may have brought experience, or the middle of a stage
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, data: Priced) -> None:
         """Refuse what module and data cannot do before they have trained for hours."""
@@ -256,8 +259,15 @@ class RewardCurriculum(Callback):
                     means.add(name, sum(weight * value for weight, value in zip(self._target.weights, row[3:])))
             elif name == ACTOR_FIT:
                 means.add(name, self._fit(trainer, pl_module, data))
-            elif name not in RETURNS.values() and "/" in name and not name.startswith("val/") and name in metrics:
-                means.add(name, metrics[name])
+            elif name not in RETURNS.values() and "/" in name and not name.startswith("val/"):
+                if name in metrics:
+                    means.add(name, metrics[name])
+                    continue
+                known = sorted(each for each in metrics if not each.startswith(("val/", "curriculum/")))
+                if known and self._checks[0] and self.schedule.overdue(data.env_steps):
+                    raise ConfigurationError(
+                        f"criterion: training has logged no {name!r} so far; there are {', '.join(known)}"
+                    )
 
         def total(table: Tensor) -> Tensor:
             return cast(Tensor, trainer.strategy.reduce(table.to(trainer.strategy.root_device), reduce_op="sum")).cpu()
@@ -331,11 +341,16 @@ def _checked(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _switches(
-    stages: Sequence[Mapping[str, Any]], given: str | Mapping[str, Any], min_steps: int, max_steps: int | None
+    stages: Sequence[Mapping[str, Any]],
+    given: str | Mapping[str, Any],
+    min_steps: int,
+    max_steps: int | None,
+    check_every: int,
 ) -> list[Switch]:
     switches = []
     for number, entry in enumerate(stages[:-1]):
         where = f"stages[{number}].criterion" if "criterion" in entry else "criterion"
         made = criterion(entry.get("criterion", given), where)
-        switches.append(Switch(made, entry.get("min_steps", min_steps), entry.get("max_steps", max_steps)))
+        bounds = entry.get("min_steps", min_steps), entry.get("max_steps", max_steps)
+        switches.append(Switch(made, *bounds, check_every))
     return switches

@@ -31,8 +31,9 @@ class OnlineReplay(LightningDataModule):
     The module must have ``act`` (:class:`framework.rl.policy.Policy`) and take batches as
     :meth:`framework.rl.replay.ReplayBuffer.sample` gives them. After ``learning_starts`` random steps, ``train_every``
     steps of the module's policy and the updates that go with them alternate, until ``total_env_steps``; the trainer is
-    then told to stop, so set its ``max_epochs`` to -1. An epoch lasts for ``eval_every`` steps and ends with a
-    validation: the mean over ``eval_episodes`` episodes without exploration, the same ones each time.
+    then told to stop, so set its ``max_epochs`` to -1. An epoch lasts for the updates of ``eval_every`` steps (so for
+    fewer steps if :meth:`more_updates` asks for updates besides) and ends with a validation: the mean over
+    ``eval_episodes`` episodes without exploration, the same ones each time.
 
     Buffer, environments, generators and counters are in the checkpoint. What of an environment can be saved is said in
     :mod:`framework.rl.environments`; on these a killed run goes on bit-identically, on others with new episodes.
@@ -69,7 +70,7 @@ class OnlineReplay(LightningDataModule):
         buffer: The replay buffer, from ``setup`` on; its own ``weights`` may change in training.
         env_steps: Steps taken so far, over all processes.
         episodes: A row for each episode in training of this process: ``env_steps`` at its end, length, success (NaN
-            where the environment does not say), and the sum of each component.
+            where the environment has not said yet), and the sum of each component.
 
     Raises:
         ValueError: If an argument is out of range or does not go with the environment.
@@ -288,10 +289,11 @@ class OnlineReplay(LightningDataModule):
         self._told = len(self.episodes)
         values = {"env_steps": float(self.env_steps)}
         if rows:
-            _, length, success, *sums = np.array(rows).mean(0).tolist()
+            table = np.array(rows)
+            _, length, _, *sums = table.mean(0).tolist()
             values |= {"train/return": float(np.dot(sums, self.reward_weights)), "train/length": length}
-            if not math.isnan(success):
-                values["train/success"] = success
+            if not np.isnan(table[:, 2]).all():  # where not all: the environment tells of successes alone
+                values["train/success"] = float(np.nan_to_num(table[:, 2]).mean())
         return values
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -401,6 +403,8 @@ class OnlineReplay(LightningDataModule):
         self.episodes, self._evaluations = own["episodes"].tolist(), own["evaluations"].tolist()
         for name in ("env_steps", *_COUNTERS):
             setattr(self, name, own[name])
+        # A curriculum that had set others does so again when training starts, if it is there again.
+        self._buffer.weights = torch.tensor(self.reward_weights, dtype=torch.float64)
 
 
 _COUNTERS = ("_steps", "_updates", "_extra", "_told")

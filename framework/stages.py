@@ -20,6 +20,7 @@ class Criterion(Protocol):
     Attributes:
         needs: Names of the values that it looks at.
         earliest: Steps of a stage before which it cannot be due.
+        checks: Checks that it takes at least; a criterion without the attribute takes one.
     """
 
     needs: tuple[str, ...]
@@ -51,6 +52,7 @@ class Switch:
         criterion: When the stage has done its work.
         min_steps: Steps that the stage takes at least, whatever the criterion says, at least 0.
         max_steps: Steps after which it ends, whatever the criterion says; None for no such bound.
+        check_every: Steps between checks, at least 1.
 
     Raises:
         ConfigurationError: If the bounds leave no time in which the criterion could be due.
@@ -59,6 +61,7 @@ class Switch:
     criterion: Criterion
     min_steps: int = 0
     max_steps: int | None = None
+    check_every: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.min_steps, bool) or not isinstance(self.min_steps, int) or self.min_steps < 0:
@@ -69,16 +72,22 @@ class Switch:
             raise ConfigurationError(f"max_steps must be a whole number of at least 1 or null, got {self.max_steps!r}")
         if self.max_steps < self.min_steps:
             raise ConfigurationError(f"max_steps must be at least min_steps = {self.min_steps}, got {self.max_steps}")
-        if self.max_steps < self.criterion.earliest:
+        if self.max_steps < self._due:
             raise ConfigurationError(
                 f"{type(self.criterion).__name__} can never be due: max_steps = {self.max_steps} ends the stage before "
-                f"its step {self.criterion.earliest}"
+                f"its step {self._due}"
             )
+
+    @property
+    def _due(self) -> int:
+        """Steps of the stage before which the criterion cannot be due."""
+        # Of several checks the first may come at once, the second just after it, and the others one by one.
+        return max(self.criterion.earliest, (getattr(self.criterion, "checks", 1) - 2) * self.check_every)
 
     @property
     def earliest(self) -> int:
         """Steps of the stage before which it cannot end."""
-        return max(self.min_steps, self.criterion.earliest)
+        return max(self.min_steps, self._due)
 
 
 class Schedule:
@@ -114,6 +123,10 @@ class Schedule:
         """Step before which the last stage cannot begin."""
         return sum(switch.earliest for switch in self.switches)
 
+    def overdue(self, step: int) -> bool:
+        """Whether the criterion of the present stage could have been due by a step of training."""
+        return self.switch is not None and step - self.began >= max(self.switch.earliest, 1)
+
     def check(self, step: int, values: Mapping[str, float]) -> bool:
         """Tell the criterion what was measured, and go to the next stage if it is time.
 
@@ -144,18 +157,28 @@ class Schedule:
             "began": self.began,
             "history": list(self.history),
             "criteria": [switch.criterion.state_dict() for switch in self.switches],
+            "kinds": self._kinds,
         }
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [f"{type(each.criterion).__module__}.{type(each.criterion).__qualname__}" for each in self.switches]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
 
         Raises:
-            ValueError: If it is of another number of stages.
+            ValueError: If it is of another number of stages, or of other criteria, which look at other values.
         """
         if len(state["criteria"]) != len(self.switches):
             raise ValueError(
                 f"there are {len(self.switches) + 1} stages, but the checkpoint is of {len(state['criteria']) + 1}"
             )
+        for number, (own, other) in enumerate(zip(self._kinds, state["kinds"])):
+            if own != other:
+                raise ValueError(
+                    f"criterion of stage {number + 1} is {own}, but the checkpoint's is {other}: go on with the same"
+                )
         self.index, self.began, self.history = state["index"], state["began"], list(state["history"])
         for switch, each in zip(self.switches, state["criteria"]):
             switch.criterion.load_state_dict(each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule
@@ -266,9 +266,17 @@ class OffPolicy(LightningModule):
         self._log_episodes("test", batch)
 
     def _log_episodes(self, stage: str, batch: Mapping[str, Tensor]) -> None:
-        for name, values in batch.items():
-            told = values[~values.isnan()]  # an environment may say of some episodes only whether they succeeded
-            self.log(f"{stage}/{name}", told.mean(), prog_bar=name == "return", batch_size=len(told), sync_dist=True)
+        episodes = len(batch["return"])
+        means = {name: values.mean() for name, values in batch.items() if name != "success"}
+        for name, mean in means.items():
+            self.log(f"{stage}/{name}", mean, prog_bar=name == "return", batch_size=episodes, sync_dist=True)
+        # An environment may have said so to one process and not to another, so all of them ask.
+        told = batch.get("success", batch["return"].new_zeros(episodes))
+        table = torch.stack([told.sum(), told.new_tensor(episodes), told.new_tensor("success" in batch)])
+        if self.trainer.world_size > 1:
+            table = cast(Tensor, self.trainer.strategy.reduce(table, reduce_op="sum"))
+        if table[2] > 0:
+            self.log(f"{stage}/success", table[0] / table[1], batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """A table with a row for each step of the evaluated episodes."""

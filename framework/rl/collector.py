@@ -14,6 +14,9 @@ from framework.rl.environments import restore, state_of
 from framework.rl.policy import Policy
 from framework.seeding import derive
 
+SUCCESS = ("is_success", "success")
+"""Keys of ``info`` by which environments say whether an episode succeeded."""
+
 
 class Transitions(NamedTuple):
     """What one step of a vector environment gave, in the order of ``ReplayBuffer.add``.
@@ -40,7 +43,8 @@ class Episode(NamedTuple):
         number: Which environment it was in.
         components: Sum of each component over the episode.
         length: Its steps.
-        success: Whether it reached its goal; None where the environment does not say.
+        success: Whether it reached its goal; None where the environment has said so of no episode yet. One of which it
+            says nothing, or that was cut, has not.
     """
 
     number: int
@@ -61,6 +65,7 @@ class Collector:
     Attributes:
         observation: What the environments show now, shape ``(B, inputs)``, float32.
         episodes: Episodes that have ended, over all time.
+        tells_success: Whether the environment has said of any step whether its episode succeeded.
     """
 
     def __init__(self, envs: Any, components: Components, name: str, seed: int = 0) -> None:
@@ -71,6 +76,7 @@ class Collector:
         self._type = space.dtype
         self.generator = torch.Generator().manual_seed(derive(seed, "exploration"))
         self.episodes = 0
+        self.tells_success = False
         self.begin()
 
     def begin(self, seeds: list[int] | None = None) -> None:
@@ -106,6 +112,8 @@ class Collector:
         scaled = (self._low + (action.numpy().astype(np.float64) + 1) / 2 * self._range).astype(self._type)
         observation, reward, terminated, truncated, info = self.envs.step(scaled)
         done = terminated | truncated
+        if not self.tells_success:
+            self.tells_success = any(name in part for part in (info, info.get("final_info", {})) for name in SUCCESS)
         components = self.components.read(reward, done, info)
         following = np.array(observation, np.float32)
         self.observation = torch.from_numpy(following)
@@ -152,8 +160,13 @@ class Collector:
 
     def _end(self, number: int, info: Mapping[str, Any]) -> Episode:
         final = info.get("final_info", info)
-        success = final.get("is_success", final.get("success"))
-        reached = None if success is None else bool(success[number])
+        # Vector environments have a mask beside each entry: of which environments it is.
+        told = [
+            final[key][number]
+            for key in SUCCESS
+            if key in final and (f"_{key}" not in final or final[f"_{key}"][number])
+        ]
+        reached = bool(told[0]) if told else (False if self.tells_success else None)
         episode = Episode(int(number), self._sums[number].copy(), int(self._lengths[number]), reached)
         self._sums[number], self._lengths[number] = 0, 0
         self.episodes += 1
@@ -166,6 +179,7 @@ class Collector:
             "sums": torch.from_numpy(self._sums.copy()),
             "lengths": torch.from_numpy(self._lengths.copy()),
             "episodes": self.episodes,
+            "tells_success": self.tells_success,
             "generator": self.generator.get_state(),
             "environments": state_of(self.envs),
         }
@@ -173,7 +187,7 @@ class Collector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; where the environments' own could not be saved, with new episodes."""
         self.generator.set_state(state["generator"])
-        self.episodes = state["episodes"]
+        self.episodes, self.tells_success = state["episodes"], state["tells_success"]
         if state["environments"] is None:
             self.episodes += 1  # the one that was cut; its seed is not used twice
             self.begin()

@@ -75,7 +75,7 @@ class Components:
             if rows.any():
                 if key not in part:
                     raise ValueError(f"the environment gave no info[{key!r}], where components of its reward should be")
-                values[rows] = np.asarray(part[key], float)[rows]
+                values[rows] = _numbers(part[key], key, shape)[rows]
         return values
 
     def weighted(self, given: Mapping[str, float] | None) -> list[float]:
@@ -101,6 +101,19 @@ class Components:
                 raise ConfigurationError(f"reward_weights.{name} must be a finite number, got {weight!r}")
             weights[name] = float(weight)
         return list(weights.values())
+
+
+def _numbers(given: Any, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What an environment tells in each of its copies, if it is numbers of the right shape."""
+    try:
+        numbers = np.asarray(given, float)
+        if numbers.shape == shape:
+            return numbers
+    except (TypeError, ValueError):
+        pass
+    wanted = f"an array of {shape[1]} numbers" if len(shape) > 1 else "a number"
+    first = given[0] if isinstance(given, np.ndarray | list | tuple) and len(given) else given
+    raise ValueError(f"the environment's info[{key!r}] must be {wanted}, got {first!r}")
 
 
 def components_of(env: Any) -> Components:

@@ -56,7 +56,7 @@ class _Patient:
 
     def __init__(self, patience: int) -> None:
         _whole("patience", patience)
-        self.patience, self.held = patience, 0
+        self.patience, self.checks, self.held = patience, patience, 0
 
     def due(self, step: int, values: Mapping[str, float]) -> bool:
         (name,) = self.needs
@@ -230,7 +230,8 @@ class Plateau:
     Args:
         of: ``return/evaluation``, ``return/collected``, ``alpha_loss``, ``actor_loss``, ``actor_fit``, or the name of
             a logged metric such as ``val/success``.
-        steps: Environment steps without an improvement, at least 1; counted from the first value of the stage on.
+        steps: Environment steps without an improvement, at least 1; counted from the first value of the stage on. It
+            takes a second value to be due, so nothing ends between two evaluations.
         min_delta: What counts as one, at least 0.
         mode: Whether it should rise, ``max``, or fall, ``min``.
     """
@@ -248,18 +249,19 @@ class Plateau:
             )
         if mode not in ("max", "min"):
             raise ConfigurationError(f"mode must be max or min, got {mode!r}")
-        self.needs, self.earliest, self.min_delta = (of,), steps, min_delta
+        self.needs, self.earliest, self.checks, self.min_delta = (of,), steps, 2, min_delta
         self.sign = 1 if mode == "max" else -1
         self.best: float | None = None
         self.since = 0
 
     def due(self, step: int, values: Mapping[str, float]) -> bool:
         (name,) = self.needs
-        if name in values:
-            value = self.sign * values[name]
-            if self.best is None or value > self.best + self.min_delta:
-                self.best, self.since = value, step
-        return self.best is not None and step - self.since >= self.earliest
+        if name not in values:
+            return False  # what was not measured has not failed to improve
+        value = self.sign * values[name]
+        if self.best is None or value > self.best + self.min_delta:
+            self.best, self.since = value, step
+        return step - self.since >= self.earliest
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "since": self.since}
@@ -299,8 +301,10 @@ def criterion(given: str | Mapping[str, Any] | Criterion, where: str = "criterio
     name = entry.pop("name", None) or entry.pop("class_path", None)
     if not isinstance(name, str):
         raise ConfigurationError(f"{where} must be a name, or a mapping with name and arguments; got {given!r}")
-    arguments = {**entry.pop("init_args", {}), **entry}
+    arguments = {**(entry.pop("init_args", None) or {}), **entry}
     kind = _class(name, where)
+    if not callable(kind):
+        raise ConfigurationError(f"{where} ({name}) must be a class of criteria, got {kind!r}")
     known = inspect.signature(kind).parameters
     for each in arguments:
         if each not in known and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
@@ -312,8 +316,11 @@ def criterion(given: str | Mapping[str, Any] | Criterion, where: str = "criterio
         made: Criterion = kind(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{where} ({name}): {error}") from error
-    if not hasattr(made, "due"):
-        raise ConfigurationError(f"{where} ({name}) is no criterion: it has no due, see framework.stages.Criterion")
+    for member in ("needs", "earliest", "due", "state_dict", "load_state_dict"):
+        if not hasattr(made, member):
+            raise ConfigurationError(
+                f"{where} ({name}) is no criterion: it has no {member}, see framework.stages.Criterion"
+            )
     return made
 
 

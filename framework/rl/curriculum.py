@@ -117,6 +117,9 @@ def reward_stages(
         for group, own, other in (("base", base, aux), ("aux", aux, base)):
             rest = [name for name in names if name not in (other or ())]
             groups[group] = _group(rest if own is None else own, names, defaults, group)
+        shared = [name for name in base or () if name in (aux or ())]
+        if shared:
+            raise ConfigurationError(f"base and aux must not share components, both have {', '.join(shared)}")
     return [_stage(entry, number, names, groups, mix) for number, entry in enumerate(entries)]
 
 
@@ -172,7 +175,7 @@ def _explicit(
 
 def _group(given: Group, names: Sequence[str], defaults: Sequence[float], where: str) -> NDArray[np.float64]:
     total = np.zeros(len(names))
-    if isinstance(given, str):
+    if isinstance(given, str) or not given:
         raise ConfigurationError(f"{where} must be a list of components, or weights by name; got {given!r}")
     for name in given:
         if name not in names:

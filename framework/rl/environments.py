@@ -6,8 +6,9 @@ What can be saved, so that a run goes on bit-identically:
 - MuJoCo tasks of gymnasium: the integration state with warm starts, and the derived positions that the next step reads;
 - gymnasium's classic control and toy text, whose state is numbers and arrays of the object.
 
-With each of these go the generator of random numbers and the counters of wrappers, such as the steps of a time limit.
-Anything else begins new episodes after a resume.
+With each of these go the generator of random numbers and all that wrappers keep: counters, such as the steps of a time
+limit, queues of observations, running means. Anything else begins new episodes after a resume, also under a wrapper
+that keeps more than numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +42,8 @@ DERIVED = (
     "cfrc_ext",
 )
 PHYSICS = "gymnasium.envs.mujoco"
+#: Attributes of wrappers that say how they were made.
+MADE = ("env", "_saved_kwargs", "_metadata", "_cached_spec")
 OWN = "Fulgurite/"
 """Namespace of this package's environments, which are registered when first asked for."""
 
@@ -142,7 +146,9 @@ def restore(envs: Any, state: Mapping[str, Any]) -> None:
 def _state(env: Any) -> dict[str, Any] | None:
     own = env.unwrapped
     state: dict[str, Any] = {"random": json.dumps(own.np_random.bit_generator.state)}
-    state["wrappers"] = [_attributes(layer) for layer in _layers(env)]
+    state["wrappers"] = [_wrapper(layer) for layer in _layers(env)]
+    if None in state["wrappers"]:
+        return None
     if hasattr(own, "state_dict"):
         state["own"] = _plain(own.state_dict())
     elif hasattr(own, "data") and hasattr(own, "model") and type(own).__module__.startswith(PHYSICS):
@@ -165,7 +171,11 @@ def _restore(env: Any, state: Mapping[str, Any]) -> None:
     own = env.unwrapped
     own.np_random.bit_generator.state = json.loads(state["random"])
     for layer, attributes in zip(_layers(env), state["wrappers"], strict=True):
-        vars(layer).update(_unplain(attributes))
+        for name, value in _unplain(attributes).items():
+            if isinstance(value, _Object):
+                vars(getattr(layer, name)).update(value)
+            else:
+                setattr(layer, name, value)
     if "own" in state:
         own.load_state_dict(_unplain(state["own"]))
         return
@@ -187,21 +197,53 @@ def _layers(env: Any) -> list[Any]:
     return layers
 
 
+def _wrapper(layer: Any) -> dict[str, Any] | None:
+    """All that a wrapper keeps, or None where some of it is not numbers."""
+    from gymnasium import Space
+    from gymnasium.wrappers.utils import RunningMeanStd
+
+    state = {}
+    for name, value in vars(layer).items():
+        if name in MADE or isinstance(value, Space) or callable(value):
+            continue
+        if isinstance(value, RunningMeanStd):
+            state[name] = {"object": _attributes(value)}
+        elif _is_plain(value):
+            state[name] = _plain(value)
+        else:
+            return None
+    return state
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, deque | list | tuple):
+        return all(_is_plain(each) for each in value)
+    numbers = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
+    return numbers or value is None or isinstance(value, bool | int | float | str)
+
+
+class _Object(dict[str, Any]):
+    """Attributes of an object, not a mapping."""
+
+
 def _attributes(owner: Any) -> dict[str, Any]:
     """The attributes that are numbers, strings or arrays of numbers."""
-    found = {}
-    for name, value in vars(owner).items():
-        numbers = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
-        if numbers or value is None or isinstance(value, bool | int | float | str):
-            found[name] = _plain(value)
-    return found
+    return {
+        name: _plain(value)
+        for name, value in vars(owner).items()
+        if _is_plain(value) and not isinstance(value, deque | list | tuple)
+    }
 
 
 def _plain(value: Any) -> Any:
     """Arrays as tensors, so that a checkpoint loads with ``weights_only=True``."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, deque):
+        return {"queue": [_plain(each) for each in value], "longest": value.maxlen}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(each) for each in value]}
+    if isinstance(value, list):
         return [_plain(each) for each in value]
     if isinstance(value, np.ndarray | np.generic):
         # unsigned integers beyond 8 bits have few operations in torch, but they can be stored
@@ -218,6 +260,12 @@ def _unplain(value: Any) -> Any:
             return array[()] if value["scalar"] else array
         if set(value) == {"integer"}:
             return int(value["integer"])
+        if set(value) == {"queue", "longest"}:
+            return deque(_unplain(value["queue"]), value["longest"])
+        if set(value) == {"tuple"}:
+            return tuple(_unplain(value["tuple"]))
+        if set(value) == {"object"}:
+            return _Object(_unplain(value["object"]))
         return {key: _unplain(each) for key, each in value.items()}
     return [_unplain(each) for each in value] if isinstance(value, list) else value
 

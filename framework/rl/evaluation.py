@@ -44,17 +44,15 @@ class Evaluation:
         """One number for each episode: what the policy reached in it.
 
         Returns:
-            ``return``, ``length``, ``success`` where the environment says it (NaN for an episode of which it does not),
-            and the sum of each component where there are several, as ``component/<name>``; each of shape
-            ``(episodes,)``.
+            ``return``, ``length``, ``success`` where the environment has said of any episode whether it succeeded (one
+            of which it says nothing, or that was cut, did not), and the sum of each component where there are several,
+            as ``component/<name>``; each of shape ``(episodes,)``.
         """
         episodes = [episode for episode, _ in self._episodes(policy)]
         sums = np.stack([episode.components for episode in episodes])
         results = {"return": sums @ self.weights, "length": np.array([episode.length for episode in episodes])}
-        if any(episode.success is not None for episode in episodes):
-            results["success"] = np.array(
-                [np.nan if episode.success is None else episode.success for episode in episodes]
-            )
+        if self.collector.tells_success:
+            results["success"] = np.array([bool(episode.success) for episode in episodes])
         if len(self.weights) > 1:
             results |= {f"component/{name}": sums[:, i] for i, name in enumerate(self.collector.components.names)}
         return {key: torch.from_numpy(values).float() for key, values in results.items()}

@@ -64,14 +64,16 @@ def curves_figure(records: Sequence[Record], metric: str, rows: Sequence[str] = 
         several = [record.curves for record in records if record.row == row]
         if not several:
             continue
-        steps = several[0]["env_steps"]
+        places = range(min(len(curve[metric]) for curve in several))
+        # Seeds switch at different steps, and are evaluated a little earlier after that.
+        steps = [float(np.mean([curve["env_steps"][place] for curve in several])) for place in places]
         points = [
             stratified_iqm_interval({row: [curve[metric][place] for curve in several]}, resamples=2000)
-            for place in range(min(len(curve[metric]) for curve in several))
+            for place in places
         ]
-        (line,) = axes.plot(steps[: len(points)], [point.estimate for point in points], label=row)
+        (line,) = axes.plot(steps, [point.estimate for point in points], label=row)
         low, high = [point.low for point in points], [point.high for point in points]
-        axes.fill_between(steps[: len(points)], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="environment steps", ylabel=metric)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -68,7 +68,7 @@ def test_a_single_stage_without_aux_is_the_plain_method_to_the_bit(kind):
     plain = fit(make=lambda: kind(9, 2, hidden=[16]), data=experience(reward_weights=dict.fromkeys(NAMES[2:], 0.0)))
     ours = fit(curriculum([{"weight": 0}]), make=lambda: kind(9, 2, hidden=[16]))
     # What a criterion looks at leaves no trace, until it has a say.
-    fits = {"name": "actor_fit", "eps": 1e-9, "patience": 10_000}
+    fits = {"name": "actor_fit", "eps": 1e-9, "patience": 20}  # one check more than there are
     looked_at = fit(curriculum(criterion=fits), make=lambda: kind(9, 2, hidden=[16]))
     for module, data, _ in (ours, looked_at):
         for (name, expected), got in zip(plain[0].state_dict().items(), module.state_dict().values(), strict=True):
@@ -112,6 +112,15 @@ def test_critics_warm_up_on_new_rewards_before_the_next_step():
     assert data.env_steps == 200  # updates, not steps
 
 
+def test_critics_warm_up_on_the_rewards_of_the_moment_where_a_stage_anneals():
+    stages = [{"weight": 0}, {"weight": 0.5, "anneal_steps": 40}]
+    seen, _, data, _ = run(curriculum(stages, critic_updates=7))
+    switch = first_of(1, seen)
+    for number in range(switch, switch + 7):
+        components = data.buffer.columns()["components"][seen.ages(data)[number]]
+        torch.testing.assert_close(seen.batches[number]["reward"], components @ BASE, atol=1e-6, rtol=0)
+
+
 def test_networks_asked_for_begin_afresh():
     made = curriculum([{"weight": 0}, {"weight": 0.5}], reset=["actor", "alpha"], criterion=fixed(198), check_every=2)
 
@@ -150,10 +159,16 @@ def test_every_criterion_is_told_what_it_looks_at(given, kept):
 
 
 def test_a_loss_counts_once_however_long_it_is_the_latest():
-    made = curriculum(criterion="actor_loss", check_every=10_000)
+    made = curriculum(criterion={"name": "actor_loss", "patience": 1}, check_every=10_000)
     module, _, _ = fit(made, make=lambda: TD3(9, 2, hidden=[16], policy_delay=3))
     # The first check, after one update of the critics alone, took nothing.
     assert made._means.state_dict()["actor_loss"][1] == module.updates // 3 > 20
+
+
+def test_a_metric_that_training_does_not_log_is_named():
+    given = {"name": "plateau", "steps": 50, "of": "train/sucess"}
+    with pytest.raises(ConfigurationError, match=r"training has logged no 'train/sucess' so far; .*train/success"):
+        fit(curriculum(criterion=given), log_every_n_steps=2)
 
 
 def test_a_metric_that_validation_does_not_log_is_named():
@@ -228,6 +243,7 @@ def test_what_is_logged(tmp_path):
         ({"stages": [{"weight": 0, "criterion": "fixed"}, {"weight": 1}]}, r"stages\[0\].criterion \(fixed\): missing"),
         ({"min_steps": 10, "max_steps": 5}, "max_steps must be at least min_steps = 10, got 5"),
         ({"criterion": fixed(50), "max_steps": 40}, "FixedStep can never be due: max_steps = 40"),
+        ({"criterion": {"name": "alpha_loss", "patience": 50}, "max_steps": 400}, "AlphaLoss can never be due: max_st"),
         ({"check_every": 0}, "check_every must be a whole number of at least 1, got 0"),
         ({"critic_updates": -1}, "critic_updates must be a whole number of at least 0, got -1"),
         ({"rewards": "old"}, "rewards must be current or stored, got 'old'"),
@@ -245,6 +261,8 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "more", "message"),
     [
+        ({"aux": ["speed", "goal"]}, {}, "base and aux must not share components, both have goal"),
+        ({"base": []}, {}, r"base must be a list of components, or weights by name; got \[\]"),
         ({"base": ["gaol"]}, {}, "base: no component 'gaol'; there are goal, progress, speed, .*; did you mean goal"),
         (
             {"stages": [{"weights": [1, 2]}]},
@@ -341,6 +359,21 @@ def test_a_batch_drawn_ahead_would_keep_old_rewards_and_is_refused():
         fit(curriculum(), data=data)
 
 
+def test_experience_from_before_the_curriculum_is_priced_from_the_first_batch_on(tmp_path):
+    _, _, trainer = fit(data=experience(total_env_steps=110))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    seen, _, data, trainer = run(curriculum(criterion=fixed(150)), ckpt_path=tmp_path / "plain.ckpt")
+    assert seen.stages[0] == 0
+    for stage, weights in zip(seen.stages, seen.weights, strict=True):
+        torch.testing.assert_close(weights, MIXED if stage else BASE)
+    trainer.save_checkpoint(tmp_path / "curriculum.ckpt")
+    # And without a curriculum there is the full reward again.
+    seen = Batches()
+    _, data, _ = fit(seen, data=experience(total_env_steps=220), ckpt_path=tmp_path / "curriculum.ckpt")
+    assert all(torch.equal(weights, torch.tensor(FULL, dtype=weights.dtype)) for weights in seen.weights)
+    assert data.env_steps == 220
+
+
 def test_a_checkpoint_of_other_stages_is_refused(tmp_path):
     _, _, trainer = fit(
         curriculum(), data=experience(total_env_steps=110), enable_checkpointing=True, default_root_dir=tmp_path
@@ -348,6 +381,8 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path):
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     with pytest.raises(ValueError, match="there are 3 stages, but the checkpoint is of 2"):
         fit(curriculum([*TWO[:1], *TWO], criterion=fixed(40)), ckpt_path=tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match=r"criterion of stage 1 is .*AlphaLoss, but the checkpoint's is .*FixedStep"):
+        fit(curriculum(criterion="alpha_loss"), ckpt_path=tmp_path / "two.ckpt")
     with pytest.raises(ValueError, match="keeps stored rewards, but the checkpoint's has none"):
         fit(curriculum(rewards="stored"), ckpt_path=tmp_path / "two.ckpt")
     stored = torch.load(tmp_path / "two.ckpt", weights_only=True)

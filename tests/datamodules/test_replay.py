@@ -316,19 +316,44 @@ def test_a_killed_run_goes_on_bit_identically(tmp_path):
 
 SCRIPT = """
 import sys
+import gymnasium
+import numpy as np
 import torch
 from lightning import Trainer
 from datamodules.replay import OnlineReplay
+from framework.seeding import derive
 from modules.sac import SAC
 
 rank = sys.argv[1]
 
 
-def fit(steps, ckpt_path=None):
+class Tells(gymnasium.Env):
+    # Says that an episode succeeded, never that it did not; it does where its seed is even.
+
+    observation_space = gymnasium.spaces.Box(-9.0, 9.0, (3,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left, self.good = 5, (seed or 1) % 2 == 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.ones(3, np.float32), 1.0, self.left == 0, False, {"is_success": True} if self.good else {}
+
+
+gymnasium.register("Tells-v0", entry_point=Tells)
+# Of the two episodes evaluated, one for each process, one succeeds.
+seed = next(n for n in range(99) if sum(derive(n, "val", each) % 2 for each in range(2)) == 1)
+
+
+def fit(steps, ckpt_path=None, environment="Pendulum-v1", **more):
     torch.manual_seed(0 if ckpt_path else int(rank))  # ranks agree all the same
     module = SAC(3, 1, hidden=[8])
     data = OnlineReplay(
-        "Pendulum-v1", total_env_steps=steps, learning_starts=40, batch_size=8, eval_every=60, eval_episodes=3
+        environment, total_env_steps=steps, learning_starts=40, batch_size=8, eval_every=60,
+        **{"eval_episodes": 3, **more},
     )
     trainer = Trainer(
         max_epochs=-1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
@@ -342,10 +367,12 @@ module, data, trainer = fit(160)
 trainer.save_checkpoint("kept.ckpt")
 columns = data.buffer.columns()
 again, resumed, other = fit(220, "kept.ckpt")
+_, _, telling = fit(60, environment="Tells-v0", eval_episodes=2, seed=seed)
 told = {
     "weights": torch.cat([each.detach().flatten() for each in module.parameters()]), "columns": columns,
     "steps": data.env_steps, "updates": trainer.global_step, "return": float(trainer.callback_metrics["val/return"]),
     "again": torch.cat([each.detach().flatten() for each in again.parameters()]), "kept": resumed.buffer.columns(),
+    "success": float(telling.callback_metrics["val/success"]),
     "resumed_steps": resumed.env_steps, "resumed_updates": other.global_step,
 }
 torch.save(told, f"{rank}.pt")
@@ -376,7 +403,13 @@ def test_two_processes_share_weights_and_have_experience_of_their_own(tmp_path):
     for name in ("weights", "again"):
         assert torch.equal(first[name], second[name])
     assert not torch.equal(first["weights"], first["again"])
-    for name, value in {"steps": 160, "updates": 60, "resumed_steps": 220, "resumed_updates": 90}.items():
+    for name, value in {
+        "steps": 160,
+        "updates": 60,
+        "resumed_steps": 220,
+        "resumed_updates": 90,
+        "success": 0.5,
+    }.items():
         assert first[name] == second[name] == value
     assert first["return"] == second["return"]
     for each in (first, second):

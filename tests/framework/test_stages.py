@@ -121,6 +121,22 @@ def test_a_criterion_that_the_bound_forestalls_is_refused():
         Switch(late, 0, 99)
 
 
+def test_a_bound_that_leaves_too_few_checks_is_refused():
+    patient = Told()
+    patient.checks = 5
+    assert Switch(patient, 0, 30, 10).earliest == 30  # the first check may come at once, the second just after it
+    with pytest.raises(ConfigurationError, match="Told can never be due: max_steps = 29 ends the stage before its"):
+        Switch(patient, 0, 29, 10)
+
+
+class Other(Told):
+    pass
+
+
 def test_a_state_of_other_stages_is_refused():
+    with pytest.raises(
+        ValueError, match=r"criterion of stage 1 is .*Told, but the checkpoint's is .*Other: go on with"
+    ):
+        Schedule([Switch(Told())]).load_state_dict(Schedule([Switch(Other())]).state_dict())
     with pytest.raises(ValueError, match="there are 1 stages, but the checkpoint is of 2"):
         Schedule().load_state_dict(Schedule([Switch(Told())]).state_dict())

@@ -24,6 +24,7 @@ OWN_FILES = {
     **dict.fromkeys(
         [
             "reward_curriculum/halfcheetah",
+            "reward_curriculum/halfcheetah_sac",
             "reward_curriculum/hopper",
             "reward_curriculum/navigation",
             "rl/halfcheetah_sac",

@@ -127,6 +127,9 @@ def test_what_was_not_measured_neither_holds_nor_fails():
     assert [made.due(step, each) for step, each in enumerate(told, 1)] == [False, False, False, False, True]
     made = Plateau(steps=5)
     assert not made.due(100, {})  # nothing has been measured that could have improved
+    name = made.needs[0]
+    assert [made.due(step, told) for step, told in ((200, {name: 1.0}), (300, {}), (400, {name: 2.0}))] == [False] * 3
+    assert made.due(500, {name: 2.0})
 
 
 @pytest.mark.parametrize("name", [name for name in CRITERIA if name != "fixed"])
@@ -165,7 +168,9 @@ def test_criteria_are_found_by_name_class_and_path():
         (7, "criterion must be a name, or a mapping with name and arguments; got 7"),
         ({"steps": 3}, "criterion must be a name, or a mapping with name and arguments; got"),
         ("framework.rl.curriculum.RewardStage", r"criterion .* missing a required argument: 'weights'"),
-        ({"name": "framework.rl.curriculum.RewardStage", "weights": [1]}, "is no criterion: it has no due"),
+        ({"name": "framework.rl.curriculum.RewardStage", "weights": [1]}, "is no criterion: it has no needs"),
+        ("framework.rl.criteria.RETURNS", "framework.rl.criteria.RETURNS. must be a class of criteria, got {"),
+        ({"class_path": "fixed", "init_args": None}, r"criterion \(fixed\): missing a required argument: 'steps'"),
         ("fixed", r"criterion \(fixed\): missing a required argument: 'steps'"),
         (
             {"name": "fixed", "step": 3},

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import wrappers
 
 from framework.errors import ConfigurationError
 from framework.rl.collector import Collector
@@ -62,6 +63,48 @@ class SavedCorridor(Corridor):
         self.at, self.resets = int(state["at"]), state["resets"]
 
 
+class Tells(Corridor):
+    """Says only that an episode succeeded, never that it did not; those that begin with an even seed do."""
+
+    def reset(self, *, seed=None, options=None):
+        self.good = (seed or 0) % 2 == 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        if not (info.pop("is_success") and self.good):
+            return *rest, info
+        return *rest, {**info, "is_success": True}
+
+
+class Odd(Corridor):
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {**info, "reward_components": self.told}
+
+
+class Remembers(gymnasium.Wrapper):
+    """Keeps what is not numbers."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.memory = {"last": 0}
+
+
+def wrapped(*wrappers):
+    def make_one():
+        env = gymnasium.make("Pendulum-v1").unwrapped
+        for wrapper in wrappers:
+            env = wrapper(env)
+        return env
+
+    return make_one
+
+
 class Blocks(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3, 3))
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
@@ -71,6 +114,16 @@ gymnasium.register("Corridor-v0", entry_point=Corridor)
 gymnasium.register("SavedCorridor-v0", entry_point=SavedCorridor)
 gymnasium.register("ShortCorridor-v0", entry_point=Corridor, max_episode_steps=3)
 gymnasium.register("Blocks-v0", entry_point=Blocks)
+gymnasium.register("Tells-v0", entry_point=Tells)
+gymnasium.register("Odd-v0", entry_point=Odd)
+WRAPPED = {
+    "Stacked-v0": (lambda env: wrappers.FrameStackObservation(env, 3), wrappers.FlattenObservation),
+    "Normalized-v0": (wrappers.NormalizeObservation, lambda env: wrappers.RescaleAction(env, -1, 1)),
+    "Sticky-v0": (lambda env: wrappers.StickyAction(env, 0.5), wrappers.RecordEpisodeStatistics),
+    "Remembers-v0": (Remembers,),
+}
+for label, layers in WRAPPED.items():
+    gymnasium.register(label, entry_point=wrapped(*layers), max_episode_steps=17)
 
 
 class Constant:
@@ -137,6 +190,20 @@ def test_an_unknown_component_is_told_with_those_there_are():
         Components(("task", "effort"), (1.0, 0.1)).weighted({"taks": 1.0})
     with pytest.raises(ConfigurationError, match=r"reward_weights.task must be a finite number, got inf"):
         Components(("task",), (1.0,)).weighted({"task": math.inf})
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (np.array([1.0]), r"must be an array of 2 numbers, got array\(\[1.\]\)"),
+        (np.array([1.0, 2.0, 3.0]), "must be an array of 2 numbers"),
+        ([1.0, "much"], r"must be an array of 2 numbers, got \[1.0, 'much'\]"),
+        (None, "must be an array of 2 numbers"),
+    ],
+)
+def test_components_that_are_not_as_announced_are_named(told, message):
+    with pytest.raises(ValueError, match=r"the environment's info\['reward_components'\] " + message):
+        collector("Odd-v0", told=told).step(None)
 
 
 # -- collecting -------------------------------------------------------------------------------------------------------
@@ -216,6 +283,7 @@ def test_environments_that_do_not_go(name, arguments, message):
 # -- states -----------------------------------------------------------------------------------------------------------
 
 RESTORED = ["Pendulum-v1", "MountainCarContinuous-v0", "SavedCorridor-v0", "Fulgurite/Navigation-v0", *MUJOCO]
+RESTORED += ["Stacked-v0", "Normalized-v0", "Sticky-v0"]
 
 
 @pytest.mark.parametrize("name", RESTORED)
@@ -241,6 +309,10 @@ def test_time_limits_go_on():
     theirs = collector("Pendulum-v1", count=1)
     theirs.load_state_dict(saved(ours.state_dict()))
     assert [bool(theirs.step(None)[1]) for _ in range(50)] == [False] * 49 + [True]
+
+
+def test_a_wrapper_that_keeps_more_than_numbers_begins_new_episodes():
+    assert state_of(make("Remembers-v0", 1)) is None
 
 
 def test_an_environment_of_unknown_state_begins_new_episodes():
@@ -285,21 +357,25 @@ def test_evaluation_ends_where_the_environment_does_not():
     for _ in range(2):
         results = evaluation.run(Constant(0.0))
         assert results["length"].tolist() == [7.0, 7.0]
-        assert "success" not in results
+        assert results["success"].tolist() == [0.0, 0.0]  # what was cut has not succeeded
     assert evaluation.trajectories(Constant(0.0))["step"].tolist() == [*range(7), *range(7)]
 
 
-def test_success_may_be_said_of_some_episodes_only(monkeypatch):
-    envs = make("Corridor-v0", 3, {"end": 4})
-    evaluation = Evaluation(envs, components_of(envs.envs[0]), [1.0, 0.0], "Corridor-v0", [5, 6, 7])
-    original = evaluation.collector._end
-    monkeypatch.setattr(
-        evaluation.collector, "_end",
-        lambda number, info: original(number, info)._replace(success=None if number != 1 else True),
-    )  # fmt: skip
-    success = evaluation.run(Constant(0.0))["success"]
-    assert success.isnan().tolist() == [True, False, True]
-    assert float(success[1]) == 1
+@pytest.mark.parametrize("longest", [100, 5, 3])
+def test_an_episode_that_is_not_said_to_succeed_has_not(longest):
+    envs = make("Tells-v0", 4)
+    evaluation = Evaluation(envs, components_of(envs.envs[0]), [1.0, 0.0], "Tells-v0", [5, 6, 7, 8], longest=longest)
+    results = evaluation.run(Constant(0.0))
+    assert results.get("success", torch.zeros(0)).tolist() == ([0.0, 1.0, 0.0, 1.0] if longest > 3 else [])
+
+
+def test_success_is_unknown_until_the_environment_says_something():
+    steps = collector("Tells-v0", count=1, seed=0)
+    told = [episode.success for _ in range(60) for episode in steps.step(None)[1]]
+    first = told.index(True)
+    assert told[:first] == [None] * first
+    assert None not in told[first:]
+    assert collector("Pendulum-v1", count=1).cut(0)[0].success is None
 
 
 def test_evaluation_is_the_same_each_time_and_draws_nothing():
