@@ -2,7 +2,8 @@
 
 What can be saved, so that a run goes on bit-identically:
 
-- an environment (or vector environment) with ``state_dict()`` and ``load_state_dict(state)`` of its own;
+- an environment (or vector environment) with ``state_dict()`` and ``load_state_dict(state)`` of its own, which tasks of
+  the DeepMind Control Suite have here;
 - MuJoCo tasks of gymnasium: the integration state with warm starts, and the derived positions that the next step reads;
 - gymnasium's classic control and toy text, whose state is numbers and arrays of the object.
 
@@ -42,17 +43,22 @@ DERIVED = (
     "cfrc_ext",
 )
 PHYSICS = "gymnasium.envs.mujoco"
+#: What MuJoCo 4 warns of in gymnasium's and dm_control's models of the cheetah.
+HARMLESS = "settotalmass"
 #: Attributes of wrappers that say how they were made.
 MADE = ("env", "_saved_kwargs", "_metadata", "_cached_spec")
 OWN = "Fulgurite/"
 """Namespace of this package's environments, which are registered when first asked for."""
+DM_CONTROL = "dm_control/"
+"""Namespace of the tasks of the DeepMind Control Suite, likewise."""
 
 
 def make(environment: str, count: int, arguments: Mapping[str, Any] | None = None) -> Any:
     """A vector environment that begins a new episode in the very step in which one ends.
 
     Args:
-        environment: A gymnasium id, such as ``Hopper-v5`` or ``package.module:Mine-v0``.
+        environment: A gymnasium id, such as ``Hopper-v5`` or ``package.module:Mine-v0``, or a task of the DeepMind
+            Control Suite, such as ``dm_control/cartpole-swingup``.
         count: How many environments, at least 1.
         arguments: Keyword arguments of the environment.
 
@@ -72,6 +78,10 @@ def make(environment: str, count: int, arguments: Mapping[str, Any] | None = Non
         from framework.rl.navigation import register
 
         register()
+    elif environment.startswith(DM_CONTROL):
+        from framework.rl.dm_control import register as register_task
+
+        environment = register_task(environment)
     given = dict(arguments or {})
     module, _, name = environment.rpartition(":")
     try:
@@ -145,23 +155,25 @@ def restore(envs: Any, state: Mapping[str, Any]) -> None:
 
 def _state(env: Any) -> dict[str, Any] | None:
     own = env.unwrapped
-    state: dict[str, Any] = {"random": json.dumps(own.np_random.bit_generator.state)}
+    state: dict[str, Any] = {}
+    if isinstance(own.np_random, np.random.Generator):  # else it is the environment's own affair
+        state["random"] = json.dumps(own.np_random.bit_generator.state)
     state["wrappers"] = [_wrapper(layer) for layer in _layers(env)]
     if None in state["wrappers"]:
         return None
     if hasattr(own, "state_dict"):
         state["own"] = _plain(own.state_dict())
     elif hasattr(own, "data") and hasattr(own, "model") and type(own).__module__.startswith(PHYSICS):
-        import mujoco  # type: ignore[import-untyped]
+        import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(own.model, kind))
         mujoco.mj_getState(own.model, own.data, physics, kind)
         state["physics"] = torch.from_numpy(physics)
         state["derived"] = {name: torch.from_numpy(np.array(getattr(own.data, name))) for name in DERIVED}
-        state["attributes"] = _attributes(own)
+        state["attributes"] = attributes(own)
     elif type(own).__module__.startswith(PLAIN):
-        state["attributes"] = _attributes(own)
+        state["attributes"] = attributes(own)
     else:
         return None
     return state
@@ -169,7 +181,8 @@ def _state(env: Any) -> dict[str, Any] | None:
 
 def _restore(env: Any, state: Mapping[str, Any]) -> None:
     own = env.unwrapped
-    own.np_random.bit_generator.state = json.loads(state["random"])
+    if "random" in state:
+        own.np_random.bit_generator.state = json.loads(state["random"])
     for layer, attributes in zip(_layers(env), state["wrappers"], strict=True):
         for name, value in _unplain(attributes).items():
             if isinstance(value, _Object):
@@ -207,7 +220,7 @@ def _wrapper(layer: Any) -> dict[str, Any] | None:
         if name in MADE or isinstance(value, Space) or callable(value):
             continue
         if isinstance(value, RunningMeanStd):
-            state[name] = {"object": _attributes(value)}
+            state[name] = {"object": attributes(value)}
         elif _is_plain(value):
             state[name] = _plain(value)
         else:
@@ -226,8 +239,8 @@ class _Object(dict[str, Any]):
     """Attributes of an object, not a mapping."""
 
 
-def _attributes(owner: Any) -> dict[str, Any]:
-    """The attributes that are numbers, strings or arrays of numbers."""
+def attributes(owner: Any) -> dict[str, Any]:
+    """The attributes of an object that are numbers, strings or arrays of numbers, in the form of a checkpoint."""
     return {
         name: _plain(value)
         for name, value in vars(owner).items()
@@ -275,7 +288,7 @@ def _quieten_mujoco() -> None:
     import mujoco
 
     def warn(text: str) -> None:
-        if "settotalmass" not in text:  # of gymnasium's own model of HalfCheetah, and harmless
+        if HARMLESS not in text:
             warnings.warn(f"MuJoCo: {text}", stacklevel=2)
 
     mujoco.set_mju_user_warning(warn)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from framework.configuration import read, shipped
 
 ROOT = shipped()
 FILES = {file.relative_to(ROOT).with_suffix("").as_posix(): file for file in sorted(ROOT.rglob("*.yaml"))}
 OVERLAYS = [name for name in FILES if name.startswith("overlays/")]
 FEDERATIONS = [name for name in FILES if name.startswith("federation/")]
-CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/"))]
+#: On Python 3.13 there is no dm_control.
+LACKING = set() if find_spec("dm_control") else {"reward_curriculum/cartpole"}
+CONFIGS = [name for name in FILES if not name.startswith(("overlays/", "federation/")) and name not in LACKING]
 
 #: Where a user names a file of their own, one of ``make_tiny.everything`` in the working folder. Data sets with a
 #: place of their own are found by FULGURITE_DATA and need no entry. Environments are data, too: a few steps of them.
@@ -23,6 +27,7 @@ OWN_FILES = {
     "lds/table": PLANTS,
     **dict.fromkeys(
         [
+            "reward_curriculum/cartpole",
             "reward_curriculum/halfcheetah",
             "reward_curriculum/halfcheetah_sac",
             "reward_curriculum/hopper",

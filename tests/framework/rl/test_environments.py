@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from importlib.util import find_spec
 
 import gymnasium
 import numpy as np
@@ -25,6 +26,9 @@ MUJOCO = {
     "Reacher-v5": ("distance", "control"),
     "Pusher-v5": ("distance", "control", "near"),
 }
+
+
+needs_suite = pytest.mark.skipif(find_spec("dm_control") is None, reason="dm_control, which Python 3.13 has not")
 
 
 class Corridor(gymnasium.Env):
@@ -166,6 +170,35 @@ def test_components_of_mujoco_sum_to_the_reward_with_the_default_weights(name):
     assert ended > 0 or name not in {"Hopper-v5", "Walker2d-v5"}  # steps at the end of an episode are among them
 
 
+@needs_suite
+def test_a_task_of_the_control_suite_has_the_cost_of_actions_as_a_component():
+    steps = collector("dm_control/cartpole-swingup", task_kwargs={"time_limit": 0.2})  # of the 0.01 s that a step takes
+    from dm_control import suite
+
+    assert steps.components == Components(("task", "control"), (1.0, 0.0))
+    steps.begin([7, 8])
+    theirs = suite.load("cartpole", "swingup", {"random": 7, "time_limit": 0.2})
+    shown = theirs.reset()
+    for number in range(20):
+        assert steps.observation[0].tolist() == pytest.approx(np.concatenate([*shown.observation.values()]), rel=1e-6)
+        action = math.sin(number)
+        shown = theirs.step(np.array([action]))
+        transitions, ended = steps.step(Constant(action), deterministic=True)
+        assert transitions.components[0].tolist() == pytest.approx([shown.reward, -(action**2)], rel=1e-6)
+        assert not transitions.terminated.any()  # a time limit
+    assert shown.last()
+    assert [episode.length for episode in ended] == [20, 20]
+
+
+@needs_suite
+def test_an_unknown_task_of_the_control_suite_is_told_with_those_there_are():
+    with pytest.raises(
+        ConfigurationError, match=r"no 'dm_control/cartpole-swing'; there are .*did you mean dm_control"
+    ):
+        make("dm_control/cartpole-swing", 1)
+    assert make("dm_control/cartpole-swingup-v0", 1).single_observation_space.shape == (5,)
+
+
 def test_weights_of_mujoco_follow_the_environments_arguments():
     envs = make("HalfCheetah-v5", 1, {"ctrl_cost_weight": 0.7})
     assert components_of(envs.envs[0]).weights == (1.0, 0.7)
@@ -284,6 +317,9 @@ def test_environments_that_do_not_go(name, arguments, message):
 
 RESTORED = ["Pendulum-v1", "MountainCarContinuous-v0", "SavedCorridor-v0", "Fulgurite/Navigation-v0", *MUJOCO]
 RESTORED += ["Stacked-v0", "Normalized-v0", "Sticky-v0"]
+# Of these tasks some keep what they draw for an episode in the model, in MuJoCo's or in the task's own attributes.
+SUITE = ["cartpole-swingup", "reacher-easy", "finger-turn_easy", "point_mass-hard", "hopper-hop", "swimmer-swimmer6"]
+RESTORED += [pytest.param(f"dm_control/{name}", marks=needs_suite) for name in SUITE]
 
 
 @pytest.mark.parametrize("name", RESTORED)
