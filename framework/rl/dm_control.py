@@ -26,7 +26,7 @@ try:
         from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        f"environments of {DM_CONTROL} need the DeepMind Control Suite: pip install fulgurite[dm_control], "
+        f"environments of {DM_CONTROL} need the DeepMind Control Suite: pip install fulgurite[dm-control], "
         "on Python 3.11 or 3.12"
     ) from error
 logging.getLogger("absl").addFilter(lambda record: HARMLESS not in record.getMessage())

@@ -73,7 +73,10 @@ def make(environment: str, count: int, arguments: Mapping[str, Any] | None = Non
         import gymnasium
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"environment {environment!r} needs gymnasium: pip install fulgurite[rl]") from error
+        extra = "dm-control" if environment.startswith(DM_CONTROL) else "rl"
+        raise ConfigurationError(
+            f"environment {environment!r} needs gymnasium: pip install fulgurite[{extra}]"
+        ) from error
     if environment.startswith(OWN):
         from framework.rl.navigation import register
 
