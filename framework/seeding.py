@@ -8,6 +8,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from lightning.pytorch import Trainer
 
 
@@ -31,9 +32,22 @@ def derive(seed: int, *keys: int | str) -> int:
     """
     import numpy as np
 
-    words = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys]
+    return int(seed_sequence(seed, *keys).generate_state(1, np.uint64)[0])
+
+
+def seed_sequence(seed: int, *keys: int | str, words: int = 4) -> np.random.SeedSequence:
+    """Where more than 64 bits for one purpose come from.
+
+    Args:
+        seed: Seed of the run, not negative.
+        keys: What it is for, as for :func:`derive`.
+        words: How many words of 32 bits are remembered of them, at least 4.
+    """
+    import numpy as np
+
+    known = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys]
     # With their number, because SeedSequence takes (1,) and (1, 0) for the same.
-    return int(np.random.SeedSequence([seed, len(words), *words]).generate_state(1, np.uint64)[0])
+    return np.random.SeedSequence([seed, len(known), *known], pool_size=words)
 
 
 def nth(seed: int, number: int) -> int:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from opacus.grad_sample import GradSampleHooks
 from opacus.utils.module_utils import has_trainable_params
 from opacus.validators import ModuleValidator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from framework.privacy.accounting import check_budget, check_delta
-from framework.privacy.gradients import CLIPPINGS, MODES, PrivateGradients
-from framework.privacy.sampling import batch_items
+from framework.privacy.gradients import CLIPPINGS, MODES
+from framework.privacy.randomness import SEEDS
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 """Precisions in which the noise is added to weights of at least 32 bits."""
-SEEDS = 2**63
-"""How many seeds there are."""
 _STEPS_THAT_LOOK_TWICE = (torch.optim.LBFGS,)
-PROBED = 4
-"""How many examples are looked at to see whether the loss treats them apart."""
+_TRAINS_BEFORE = (LearningRateFinder, BatchSizeFinder)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def check_arguments(
@@ -111,6 +113,17 @@ def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pie
             f"trainer.accumulate_grad_batches must be 1 with differential privacy, got "
             f"{trainer.accumulate_grad_batches}: give a larger batch_size, and max_physical_batch for small memory"
         )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "GradientAccumulationScheduler does not go with differential privacy, of which every batch is a step: "
+                "give a larger batch_size, and max_physical_batch for small memory"
+            )
+        if isinstance(callback, _TRAINS_BEFORE):
+            raise ValueError(
+                f"{type(callback).__name__} does not go with differential privacy: it trains on the examples without "
+                "noise, and what it finds is not accounted for"
+            )
     if getattr(trainer, "overfit_batches", 0) > 0:
         raise ValueError(
             "trainer.overfit_batches must be 0 with differential privacy: batches are drawn anew, and never repeated"
@@ -136,18 +149,38 @@ def check_trainer(trainer: Trainer, module: LightningModule, adaptive: bool, pie
             f"trainer.strategy must be one device or ddp with differential privacy, got {type(strategy).__name__}: "
             "every process needs whole gradients of its examples"
         )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "trainer.strategy must be one device or ddp with differential privacy, got one that spawns or forks: what "
+            "was spent would be forgotten with its processes"
+        )
     if adaptive and trainer.world_size > 1:
         raise ValueError(
             f"clipping: adaptive serves one process, got {trainer.world_size}: set clipping to flat or per_layer"
         )
     if pieces:
         hooks = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
-        own = [hook for hook in hooks if is_overridden(hook, module)]
-        if own:
-            raise ValueError(
-                f"max_physical_batch hands the batch over in pieces, which {name}.{own[0]} does not know: "
-                "move what it does into training_step, or set max_physical_batch to null"
-            )
+        for owner in (module, getattr(trainer, "datamodule", None)):
+            own = [hook for hook in hooks if owner is not None and is_overridden(hook, owner)]
+            if own:
+                raise ValueError(
+                    f"max_physical_batch hands the batch over in pieces, which {type(owner).__name__}.{own[0]} does "
+                    "not know: move what it does into training_step, or set max_physical_batch to null"
+                )
+
+
+def steered_by_train_metrics(trainer: Trainer) -> list[str]:
+    """Warnings of what looks at a metric of training, which is taken without noise, to choose what is released.
+
+    Args:
+        trainer: The trainer, in ``setup``.
+    """
+    return [
+        f"{type(callback).__name__} chooses by {callback.monitor}, which is computed from the train examples without "
+        "noise: what it chooses is not covered by the guarantee"
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and (callback.monitor or "").startswith("train")
+    ]
 
 
 def check_model(module: nn.Module) -> None:
@@ -175,6 +208,10 @@ def check_model(module: nn.Module) -> None:
         fixable = all(type(layer) in ModuleValidator.FIXERS for _, layer in wrong)
         help_ = "set fix: true, which replaces it by one of Opacus" if fixable else "replace or freeze it"
         raise ValueError(f"{_listed(wrong)} of {type(module).__name__} has no gradient per example in Opacus: {help_}")
+    for name, layer in module.named_modules():
+        reason = _wrong_setting(layer)
+        if reason:
+            raise ValueError(f"{_listed([(name, layer)])} of {type(module).__name__} {reason}")
     # What Opacus has no rule for is run once more for each example, and would then drop other values than before.
     for name, layer in module.named_modules():
         by_itself = has_trainable_params(layer) and type(layer) not in GradSampleHooks.GRAD_SAMPLERS
@@ -185,6 +222,24 @@ def check_model(module: nn.Module) -> None:
                 f"{_listed([(name, layer)])} of {type(module).__name__} has weights of its own beside a layer with "
                 "dropout, for which Opacus takes no gradient per example: set dropout to 0"
             )
+
+
+def _wrong_setting(layer: nn.Module) -> str:
+    """Why no gradient per example of a layer is right, that it knows by its settings; empty if it is."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
+        return "shortens the rows of words that occur (max_norm), without noise: set max_norm to None"
+    if not has_trainable_params(layer):
+        return ""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.scale_grad_by_freq:
+        return "scales gradients by how often a word is in the batch: set scale_grad_by_freq to False"
+    if isinstance(layer, _CONVOLUTIONS) and layer.padding_mode != "zeros":
+        return (
+            f"has no gradient per example in Opacus with padding_mode={layer.padding_mode!r}: pad with "
+            "nn.functional.pad and set padding to 0"
+        )
+    if isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and getattr(layer, "bias", None) is None:
+        return "has no gradient per example in Opacus without a bias: set bias=True, or use nn.RMSNorm"
+    return ""
 
 
 def fix_model(module: nn.Module) -> list[str]:
@@ -236,122 +291,6 @@ def check_optimizers(module: LightningModule, optimizers: list[Optimizer]) -> Op
     if any(weight not in known for group in optimizers[0].param_groups for weight in group["params"]):
         raise ValueError(f"the optimizer of {name} trains weights that are not {name}'s")
     return optimizers[0]
-
-
-def check_items(module: LightningModule, loader: DataLoader[Any], loss_reduction: str, mode: str = "hooks") -> str:
-    """Refuse a module of which no gradients of examples can be taken, or whose loss mixes the examples of a batch.
-
-    Clipping bounds what an example adds to the sum only if it changes no other's part of it. Neither a mean over the
-    tokens of a batch, nor a contrastive loss, nor attention across examples is such a loss, and hooks take "gradients
-    per example" of them all the same. So the gradient of a few examples in one batch is compared with the mean of those
-    of each alone, on a copy of the module without dropout. The look at the data is released nowhere.
-
-    Args:
-        module: The module, on its device and without hooks.
-        loader: The train loader as it was before batches became Poisson.
-        loss_reduction: ``mean`` or ``sum``, of the losses of examples in a batch.
-        mode: How gradients of examples are taken.
-
-    Returns:
-        Why nothing could be compared; empty where it was.
-
-    Raises:
-        ValueError: If they cannot be taken or differ, with what to do about it.
-    """
-    name, items = type(module).__name__, len(loader.dataset)  # type: ignore[arg-type]
-    count = min(PROBED, items)
-    chosen = torch.randperm(items, generator=torch.Generator().manual_seed(0))[:count].tolist()
-    try:
-        spare = _copied(module)
-    except (AttributeError, RuntimeError, TypeError) as cause:
-        return f"{name} cannot be copied: {cause}"
-    spare.train()
-    for layer in spare.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
-    weights = [weight for weight in spare.parameters() if weight.requires_grad]
-
-    def loss(indices: list[int], seed: int = 0) -> Tensor:
-        batch = move_data_to_device(batch_items(loader, indices), module.device)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*`self.trainer` reference is not registered")
-            torch.manual_seed(seed)
-            made: Any = spare.training_step(batch, 0)
-        found: Tensor = made["loss"] if isinstance(made, dict) else made
-        return found
-
-    def gradient() -> list[Tensor]:
-        found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        for weight in weights:
-            weight.grad = None
-        return found
-
-    gradient()
-    with torch.random.fork_rng(), torch.enable_grad():
-        try:
-            steady = torch.allclose(loss(chosen), loss(chosen), rtol=1e-6)
-            drawn = not torch.allclose(loss(chosen), loss(chosen, seed=1), rtol=1e-6)
-            loss(chosen).backward()
-            together = gradient()
-            for i in chosen:
-                (loss([i]) / count).backward()
-            alone = gradient()
-        except (AttributeError, RuntimeError, TypeError) as cause:
-            return f"{name}.training_step cannot run outside of fit: {cause}"
-        optimizer = torch.optim.SGD(weights, lr=0.0)
-        examples = PrivateGradients(
-            spare, optimizer, noise_multiplier=0.0, max_grad_norm=1e9, batch_size=count, mode=mode,
-            loss_reduction=loss_reduction,
-        )  # fmt: skip
-        examples.begin()
-        examples.expect(count)
-        try:
-            loss(chosen).backward()
-        except RuntimeError as cause:
-            raise ValueError(
-                f"no gradient per example can be taken of {name}, some layer of which does not see one row for each: "
-                f"{cause}"
-            ) from cause
-        examples.accumulate(count)
-        examples.finish()
-        private = gradient()
-    whole = _norm(together)
-    if steady and whole.isfinite() and not _norm([a - b for a, b in zip(together, private)]) <= 1e-2 * whole:
-        raise ValueError(
-            f"the gradients per example of {name} do not add up to its gradient: some of its weights are used outside "
-            "of their layers' forward, or in two layers"
-        )
-    if drawn:
-        return f"{name}.training_step, or the data, draw random numbers of their own, so that no two losses compare"
-    scale = _norm(alone)
-    factor = count if loss_reduction == "sum" else 1
-    if not scale.isfinite() or _norm([a - factor * b for a, b in zip(together, alone)]) <= 1e-2 * factor * scale:
-        return ""
-    other = 1 if loss_reduction == "sum" else count
-    if _norm([a - other * b for a, b in zip(together, alone)]) <= 1e-2 * other * scale:
-        kind = "mean" if loss_reduction == "sum" else "sum"
-        raise ValueError(
-            f"loss_reduction must be {kind}, got {loss_reduction}: the loss of {name} is the {kind} over the examples "
-            "of a batch"
-        )
-    raise ValueError(
-        f"the gradient of an example in {name}.training_step depends on the other examples of its batch, so clipping "
-        "it bounds nothing: the loss must be the mean over examples of a loss that looks at one (not the mean over all "
-        "tokens of a batch, and not a comparison of examples)"
-    )
-
-
-def _copied(module: LightningModule) -> LightningModule:
-    """A copy of a module without the run that it is in, to which what it holds (an optimiser's maker) may refer."""
-    trainer = module.trainer
-    shared = [trainer, trainer.strategy, getattr(trainer, "datamodule", None)]
-    for layer in module.modules():
-        shared += [each for each in vars(layer).values() if callable(each) and not isinstance(each, nn.Module)]
-    return copy.deepcopy(module, {id(each): each for each in shared if each is not None})
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([each.double().norm() for each in tensors]).norm()
 
 
 def _listed(layers: list[tuple[str, nn.Module]]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import secrets
 from typing import Any
 
 import torch
@@ -21,12 +19,13 @@ from framework.privacy.accounting import (
     make_accountant,
     noise_multiplier,
     steps_taken,
-    steps_within,
 )
+from framework.privacy.budget import Budget, planned_steps
 from framework.privacy.gradients import PrivateGradients
 from framework.privacy.pieces import PiecewiseStep, piece_sizes
+from framework.privacy.probe import check_items
+from framework.privacy.randomness import generator, secret
 from framework.privacy.sampling import PoissonBatches, PoissonSampler
-from framework.seeding import derive
 
 
 class DPSGD(StageCallback):
@@ -117,7 +116,9 @@ class DPSGD(StageCallback):
         self._gradients: PrivateGradients | None = None
         self._generator: torch.Generator | None = None
         self._piecewise: PiecewiseStep | None = None
-        self._left = math.inf  # steps that the budget allows, where it allows fewer than are planned
+        self._budget = Budget(epsilon, delta)
+        self._settings = ""  # of what the noise is added to
+        self._settings_before = ""  # the same in the checkpoint
         self._due = False  # a step has begun, and its gradient is not private yet
 
     @property
@@ -151,6 +152,8 @@ class DPSGD(StageCallback):
             self.grad_sample_mode == "ghost",
         )  # fmt: skip
         checks.check_model(pl_module)
+        for line in checks.steered_by_train_metrics(trainer):
+            rank_zero_warn(line)
         if self.noise_multiplier is None and trainer.max_steps == -1 and trainer.max_epochs == -1:
             raise ValueError(
                 "trainer.max_epochs or trainer.max_steps must be set for the noise to be solved from epsilon: it "
@@ -181,11 +184,16 @@ class DPSGD(StageCallback):
                 "one of them away could have it"
             )
         if self.check_loss:
-            self.unchecked = checks.check_items(pl_module, loader, self.loss_reduction, self.grad_sample_mode)
+            self.unchecked = check_items(pl_module, loader, self.loss_reduction, self.grad_sample_mode)
             if self.unchecked:
                 rank_zero_warn(f"that the loss treats examples apart was not checked: {self.unchecked}")
+        self._settings = self._describe(optimizer, items, size)
+        if self._settings_before not in ("", self._settings) and self.seed is None:
+            # Two runs that go on from one checkpoint by different settings would differ by less than the noise.
+            rank_zero_info(f"{type(self).__name__}: settings differ from the checkpoint's, so noise is drawn anew")
+            self._noise_state = self._secret = None
         if self._secret is None:
-            self._secret = int(trainer.strategy.broadcast(secrets.randbelow(checks.SEEDS)))
+            self._secret = int(trainer.strategy.broadcast(secret()))
         self._stage.start(self._secret, steps_taken(self.accountant))
         self._generator = self._noise_generator(pl_module.device)
         self._gradients = PrivateGradients(
@@ -209,20 +217,32 @@ class DPSGD(StageCallback):
 
     def _noise_generator(self, device: torch.device) -> torch.Generator:
         """One that goes on where the noise so far has ended, so that none is ever used twice."""
-        generator = torch.Generator(device)
-        state = self._noise_state
-        if state is not None and len(state) == len(generator.get_state()):
-            generator.set_state(state)
-        elif self.seed is not None:
-            generator.manual_seed(derive(self.seed, "noise", steps_taken(self.accountant)))
-        else:  # a first fit, or one on another kind of device than the checkpoint's
-            generator.manual_seed(secrets.randbelow(checks.SEEDS))
-        return generator
+        # A secret of its own for a first fit, or one on another kind of device than the checkpoint's.
+        seed = secret() if self.seed is None else self.seed
+        made, state = generator(seed, "noise", steps_taken(self.accountant), device=device), self._noise_state
+        if state is not None and len(state) == len(made.get_state()):
+            made.set_state(state)
+        return made
+
+    def _describe(self, optimizer: Any, items: int, size: int) -> str:
+        """The settings that the noise of a step is added under, but for the noise multiplier."""
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        return repr((
+            self.max_grad_norm, self.clipping, self.grad_sample_mode, self.loss_reduction, self.target_quantile,
+            self.clip_learning_rate, self.noise_multiplier if self._given_noise else None, items, size,
+            type(optimizer).__name__, groups,
+        ))  # fmt: skip
 
     # -- the course of training ---------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        planned = self._planned(trainer)
+        if trainer.global_step > steps_taken(self.accountant):
+            raise ValueError(
+                f"the checkpoint has made {trainer.global_step} steps, of which {steps_taken(self.accountant)} are "
+                "accounted for: the others were made without differential privacy, and nothing guarantees anything for "
+                "them; if its weights may be public, begin a new run with them"
+            )
+        planned = planned_steps(trainer)
         if self.noise_multiplier is None:
             if self.epsilon is None or planned is None:
                 raise RuntimeError("setup has not been called")
@@ -240,38 +260,25 @@ class DPSGD(StageCallback):
                 f"delta={self.delta} ({kind}), {planned} steps, sampling rate {rate:.4g}"
             )
         self._private.noise_multiplier = self.noise_multiplier
-        self._left = math.inf
-        if self.epsilon is None:
+        self._count(trainer)
+        if not self._budget.scarce:
             return
-        allowed = steps_within(
-            self.accountant, self.noise_multiplier, self.sampler.rate, self.epsilon, self.delta, planned
-        )
-        if allowed == planned:
-            return
-        self._left = allowed
+        left = int(self._budget.left)
         least = max(trainer.fit_loop.min_steps or 0, (trainer.fit_loop.min_epochs or 0) * len(self.sampler))
-        if least > trainer.global_step + allowed:
+        if least > trainer.global_step + left:
             raise ValueError(
                 f"trainer.min_steps and min_epochs ask for {least} steps, of which the budget epsilon={self.epsilon} "
-                f"allows {trainer.global_step + allowed}"
+                f"allows {trainer.global_step + left}"
             )
         rank_zero_info(
-            f"{type(self).__name__}: epsilon={self.epsilon} allows {allowed} more steps"
+            f"{type(self).__name__}: epsilon={self.epsilon} allows {left} more steps"
             + ("" if planned is None else f" of the {planned} planned")
         )
-        trainer.should_stop = trainer.should_stop or allowed == 0
 
-    def _planned(self, trainer: Trainer) -> int | None:
-        """Steps that the trainer has yet to make; None if it goes on until something stops it."""
-        batches, loop = int(trainer.num_training_batches), trainer.fit_loop
-        counts = []
-        if trainer.max_steps != -1:
-            counts.append(trainer.max_steps - trainer.global_step)
-        if trainer.max_epochs not in (-1, None):
-            done = loop.epoch_progress.current.processed * batches  # type: ignore[attr-defined]  # of whole epochs
-            within = loop.epoch_loop.batch_progress.current.ready if loop.epoch_loop.restarting else 0
-            counts.append(int(trainer.max_epochs) * batches - done - (within if within < batches else 0))
-        return max(min(counts), 0) if counts else None
+    def _count(self, trainer: Trainer) -> None:
+        """Count the steps that are left, by what is planned now."""
+        self._budget.count(self.accountant, self._private.noise_multiplier, self.sampler.rate, planned_steps(trainer))
+        trainer.should_stop = trainer.should_stop or (self._budget.scarce and self._budget.left == 0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
@@ -281,9 +288,13 @@ class DPSGD(StageCallback):
                 f"the trainer trains on batches of {type(loader.batch_sampler).__name__}, and the accountant counts "
                 "Poisson samples"
             )
+        if self._budget.left <= 0 or self.sampler.rate != self._budget.rate:
+            self._count(trainer)  # more epochs than were planned, or other data
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._left <= 0:
+        if self._budget.left <= 0:  # by a plan that may have grown
+            self._count(trainer)
+        if self._budget.left <= 0:
             raise RuntimeError(f"one more step would pass epsilon={self.epsilon}, and the trainer goes on")
         self._private.begin()
         self._private.expect(self._pieces()[0])
@@ -299,7 +310,7 @@ class DPSGD(StageCallback):
         self.accountant.step(noise_multiplier=private.noise_multiplier, sample_rate=sampler.rate)
         self._stage.start(sampler.seed, steps_taken(self.accountant))
         private.finish()
-        self._left -= 1
+        self._budget.left -= 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -309,7 +320,7 @@ class DPSGD(StageCallback):
                 f"{type(pl_module).__name__} has not stepped through Lightning's optimizer_step, so no noise was added "
                 "and no step was counted"
             )
-        if self._left == 0:
+        if self._budget.left == 0 and self._budget.scarce:
             rank_zero_info(f"{type(self).__name__} stops: the next step would pass epsilon={self.epsilon}")
             trainer.should_stop = True
 
@@ -318,6 +329,14 @@ class DPSGD(StageCallback):
             pl_module.log(
                 "privacy/epsilon", self.epsilon_spent, prog_bar=True, batch_size=1, sync_dist=trainer.world_size > 1
             )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._gradients is not None:
+            self._gradients.pause(True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._gradients is not None:
+            self._gradients.pause(False)
 
     def _pieces(self) -> list[int]:
         """Numbers of examples in the pieces of the present batch; 1 for what stands in for an empty one."""
@@ -343,6 +362,7 @@ class DPSGD(StageCallback):
             "noise_state": self._noise_state,
             "seed": self._secret,
             "seeded": self.seeded,
+            "settings": self._settings,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -354,6 +374,7 @@ class DPSGD(StageCallback):
         self._clip_norm, self._noise_state = state_dict["clip_norm"], state_dict["noise_state"]
         self._secret = state_dict["seed"]
         self.seeded = self.seeded or state_dict["seeded"]
+        self._settings_before = state_dict.get("settings", "")  # checkpoints of earlier versions have none
 
     def _remember(self) -> None:
         if self._generator is not None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from opacus.grad_sample import GradSampleHooks
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from opacus.optimizers import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from framework.loaders.stages import World
-
-# The first layer's inputs need no gradient, and its weights' are all that is asked for.
-warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
+from framework.privacy.hooks import ExampleHooks, GhostHooks, padding_rows, refuse_sorted_rows
 
 CLIPPINGS = ("flat", "per_layer", "adaptive")
 """What is clipped: the whole gradient of an example, each tensor of it, the whole to a norm that follows a quantile."""
@@ -40,118 +35,6 @@ class AdaptiveClip(AdaClipDPOptimizer):  # type: ignore[misc,unused-ignore]
         share = (float(self.unclipped_num) - self.sample_size / 2) / self.expected_batch_size + 0.5
         norm = self.max_grad_norm * math.exp(-self.clipbound_learning_rate * (share - self.target_unclipped_quantile))
         self.max_grad_norm = min(max(norm, self.min_clipbound), self.max_clipbound)
-
-
-class _Named:
-    """Says which layer it is that no gradient per example can be taken of."""
-
-    _module: nn.Module
-
-    def capture_backprops_hook(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().capture_backprops_hook(module, *args, **kwargs)  # type: ignore[misc]
-        except (AttributeError, IndexError, RuntimeError, TypeError) as cause:
-            name = next((name for name, each in self._module.named_modules() if each is module), "a layer")
-            raise ValueError(
-                f"{name} ({type(module).__name__}) of {type(self._module).__name__} has no gradient per example in "
-                f"Opacus: {str(cause).partition(chr(10))[0]}"
-            ) from cause
-
-
-class ExampleHooks(_Named, GradSampleHooks):  # type: ignore[misc,unused-ignore]
-    """The gradients of examples, as Opacus takes them."""
-
-
-class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[misc,unused-ignore]
-    """Norms of the gradients of examples, and their clipped sum, without the gradients themselves.
-
-    Opacus' ghost clipping takes the clipped sum by a second backward pass, for which it needs the loss of each example.
-    Here what the first pass met is kept (inputs and output gradients of every layer: book-keeping, Bu et al. 2023), and
-    the sum is a product of the two, so that a module need not give more than its loss. Layers other than Linear and
-    Embedding have their gradients of examples computed, one layer at a time.
-
-    Args:
-        module: The module.
-        loss_reduction: ``mean`` or ``sum``: how the module's loss comes from the losses of examples.
-    """
-
-    def __init__(self, module: nn.Module, loss_reduction: str) -> None:
-        self.kept: list[tuple[nn.Module, list[Tensor], Tensor]] = []
-        super().__init__(module, loss_reduction=loss_reduction, strict=True)
-
-    def capture_activations_hook(self, module: nn.Module, forward_input: Any, _forward_output: Any) -> None:
-        try:
-            super().capture_activations_hook(module, forward_input, _forward_output)
-        except NotImplementedError as cause:
-            raise ValueError(
-                f"grad_sample_mode: ghost cannot serve weights that are used twice in a step, as those of a "
-                f"{type(module).__name__} are: set grad_sample_mode to hooks"
-            ) from cause
-
-    def capture_backprops_hook(
-        self, module: nn.Module, _forward_input: Any, forward_output: Any, loss_reduction: str, batch_first: bool
-    ) -> None:
-        if not self.hooks_enabled:
-            return
-        layer: Any = module
-        outputs = forward_output[0].detach()
-        inputs = layer.activations[-1]
-        if type(module) is nn.Linear and outputs.dim() > 3:  # Opacus takes norms of up to three dimensions only
-            inputs = layer.activations[-1] = [inputs[0].flatten(1, -2)]
-            outputs = outputs.flatten(1, -2)
-        super().capture_backprops_hook(module, _forward_input, (outputs,), loss_reduction, batch_first)
-        self.kept.append((module, inputs, outputs))
-
-    def norms(self, items: int) -> list[Tensor]:
-        """Norms of the gradients of examples by tensor, each of shape ``(items,)``; they are forgotten."""
-        found = []
-        for weight in self.trainable_parameters:
-            norm = getattr(weight, "_norm_sample", None)
-            if norm is not None:
-                del weight._norm_sample
-                found.append(norm)
-        return found or [torch.zeros(items)]
-
-    def add_weighted(self, factors: Tensor) -> None:
-        """Add the sum of the gradients of examples, each times its factor, to ``summed_grad``; all is forgotten.
-
-        Args:
-            factors: Of shape ``(items,)``.
-        """
-        left_out = factors == 0  # their gradients may hold infinity, which no factor makes small
-        some = bool(left_out.any())
-        for module, inputs, outputs in self.kept:
-            if some:
-                outputs = _without(outputs, left_out)
-                inputs = [_without(each, left_out) for each in inputs]
-            weights = factors.to(outputs) * (len(factors) if self.loss_reduction == "mean" else 1)
-            outputs = outputs * weights.view(-1, *[1] * (outputs.dim() - 1))
-            for weight, total in self._sums(module, inputs, outputs).items():
-                if weight.requires_grad:
-                    total = total.to(weight.dtype)
-                    weight.summed_grad = total if weight.summed_grad is None else weight.summed_grad + total
-        self.kept.clear()
-
-    def _sums(self, module: nn.Module, inputs: list[Tensor], outputs: Tensor) -> dict[Any, Tensor]:
-        """Gradients of a layer's weights, summed over examples."""
-        if type(module) is nn.Linear:
-            rows = outputs.flatten(0, -2)
-            sums = {module.weight: rows.T @ inputs[0].to(outputs.dtype).flatten(0, -2)}
-            return sums if module.bias is None else {**sums, module.bias: rows.sum(0)}
-        if type(module) is nn.Embedding:
-            # With the row of padding_idx, as in Opacus' gradients of examples.
-            rows = outputs.reshape(-1, module.embedding_dim)
-            flat = torch.zeros_like(module.weight, dtype=outputs.dtype)
-            return {module.weight: flat.index_add_(0, inputs[0].reshape(-1), rows)}
-        sampler = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
-        return {weight: each.sum(0) for weight, each in sampler(module, inputs, outputs).items()}
-
-
-def _without(values: Tensor, rows: Tensor) -> Tensor:
-    """Zeros in some rows; numbers of words stay as they are."""
-    if not values.is_floating_point() or len(values) != len(rows):
-        return values
-    return values.masked_fill(rows.to(values.device).view(-1, *[1] * (values.dim() - 1)), 0.0)
 
 
 class PrivateGradients:
@@ -181,7 +64,8 @@ class PrivateGradients:
         clip_learning_rate: How fast ``adaptive`` follows it, positive.
 
     Raises:
-        ValueError: If a layer has buffers beside its trainable weights, so that its gradients cannot be taken.
+        ValueError: If a layer has buffers beside its trainable weights, so that its gradients cannot be taken, or
+            ``max_grad_norm`` does not fit the weights.
     """
 
     def __init__(
@@ -202,6 +86,7 @@ class PrivateGradients:
     ) -> None:
         self.module, self.world, self.loss_reduction = module, world, loss_reduction
         self.names = {weight: name for name, weight in module.named_parameters()}
+        norms = self._norms_per_layer(optimizer, max_grad_norm) if clipping == "per_layer" else []
         # Asked for once: a walk over the modules computes the hash of every metric among them.
         self._layers = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
         try:
@@ -227,10 +112,6 @@ class PrivateGradients:
         }
         self.private: DPOptimizer
         if clipping == "per_layer":
-            count = sum(weight.requires_grad for group in optimizer.param_groups for weight in group["params"])
-            norms = max_grad_norm if isinstance(max_grad_norm, list) else [max_grad_norm / math.sqrt(count)] * count
-            if len(norms) != count:
-                raise ValueError(f"max_grad_norm must be one number or {count}, one for each tensor, got {len(norms)}")
             self.private = DPPerLayerOptimizer(optimizer, max_grad_norm=norms, **options)
         elif clipping == "adaptive":
             start = float(max_grad_norm)  # type: ignore[arg-type]
@@ -249,12 +130,31 @@ class PrivateGradients:
         else:
             self.private = DPOptimizer(optimizer, max_grad_norm=max_grad_norm, **options)
         self._items = 1
-        self._sharing = [
+        self._own_hooks = refuse_sorted_rows(module) + [
             layer.register_forward_pre_hook(self._share_rows)
             for layer in module.modules()
             if isinstance(layer, nn.Embedding) and layer.weight.requires_grad
         ]
+        self._padding = padding_rows(module)
         self.ghost = self.hooks if isinstance(self.hooks, GhostHooks) else None
+        if self.ghost is not None:
+            self.ghost.trained = set(self.private.params)
+
+    def _norms_per_layer(self, optimizer: Optimizer, norm: float | list[float]) -> list[float]:
+        """The clipping norm of each tensor."""
+        trained = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+        for weight in trained:
+            if not weight.dim():
+                raise ValueError(
+                    f"{self.names.get(weight, 'a weight')} is a single number without a dimension, which clipping: "
+                    "per_layer does not know: give it the shape (1,), or set clipping to flat"
+                )
+        norms = norm if isinstance(norm, list) else [norm / math.sqrt(len(trained))] * len(trained)
+        if len(norms) != len(trained):
+            raise ValueError(
+                f"max_grad_norm must be one number or {len(trained)}, one for each tensor, got {len(norms)}"
+            )
+        return norms
 
     @property
     def noise_multiplier(self) -> float:
@@ -275,6 +175,7 @@ class PrivateGradients:
     def begin(self) -> None:
         """Forget what an earlier step, or a pass outside of a step, has left."""
         self._clear(sums=True)
+        self._drop()
 
     def expect(self, items: int) -> None:
         """Say over how many examples the next pass is.
@@ -313,7 +214,25 @@ class PrivateGradients:
                     self.ghost.add_weighted(factors.masked_fill(~norms.isfinite(), 0.0))
                 else:
                     self._clip()
+        self._drop()
         self._clear(sums=False)
+
+    def of_examples(self, items: int) -> list[Tensor]:
+        """The gradients of examples of the last pass, with hooks, for each weight of shape ``(items, *shape)``.
+
+        Args:
+            items: Number of examples that the pass was over.
+
+        Raises:
+            ValueError: If the gradients are not those of ``items`` examples.
+        """
+        self._check(items)
+        return [weight.grad_sample for weight in self.private.params]
+
+    def _drop(self) -> None:
+        """Drop gradients of passes, unclipped, so that what is found after the next pass is its own."""
+        for weight in self.private.params:
+            weight.grad = None
 
     def _in_full(self) -> torch.autocast:
         """Sums of 16 bits would round by more than an example may add."""
@@ -358,15 +277,28 @@ class PrivateGradients:
                     dist.all_reduce(weight.grad)
                 if self.loss_reduction == "mean":
                     weight.grad /= self.private.expected_batch_size
+                if weight in self._padding:
+                    weight.grad[self._padding[weight]] = 0.0  # no example moves it, and noise alone should not
             if adaptive:
                 self.private.update_max_grad_norm()
         self._clear(sums=True)
+
+    def pause(self, paused: bool) -> None:
+        """Leave passes alone that are no part of training, such as validation that takes gradients, or do so no longer.
+
+        Args:
+            paused: Whether to leave them alone.
+        """
+        if paused:
+            self.hooks.disable_hooks()
+        else:
+            self.hooks.enable_hooks()
 
     def detach(self) -> None:
         """Take everything off the module again."""
         self._clear(sums=True)
         self.hooks.cleanup()
-        for handle in self._sharing:
+        for handle in self._own_hooks:
             handle.remove()
         for layer in self.module.modules():
             for name in ("activations", "max_batch_len"):

@@ -81,8 +81,9 @@ class PiecewiseStep:
                 if number == len(batch):
                     return made
                 loss = made["loss"] if isinstance(made, dict) else made
-                with torch.autocast(module.device.type, enabled=False):
-                    loss.backward()
+                if loss is not None:  # which says that there is nothing to learn from
+                    with torch.autocast(module.device.type, enabled=False):
+                        loss.backward()
                 accumulate(items)
             raise RuntimeError("a batch has at least one piece")
 

@@ -19,13 +19,13 @@ COVERS = [
 ]
 """What the guarantee is about."""
 DOES_NOT_COVER = [
-    "train metrics and losses, which are logged without noise",
+    "train metrics and losses, which are logged without noise, and what is chosen by them",
     "validation and test data, their metrics, and what is chosen by them: the best checkpoint, early stopping",
     "hyper-parameters that were chosen by other runs on the same data: each run spends privacy of its own",
     "what a data module takes from the train data before training, such as a vocabulary, a normalisation or classes",
     "several examples of one person, who is protected less the more there are",
     "the file with the checkpoint, which holds the state that noise and batches are drawn from: publish weights alone",
-    "attacks on the floating-point numbers of the noise, which is drawn by an ordinary generator",
+    "attacks on the floating-point numbers of the noise, or on its generator, which is no cryptographic one",
 ]
 """What it is often mistaken to be about."""
 

@@ -22,7 +22,7 @@ from torch.utils.data import (
 from framework.loaders.reindexing import kind, rebuild, reindex
 from framework.loaders.stages import Stage, World
 from framework.privacy.pieces import PieceCollate
-from framework.seeding import derive
+from framework.privacy.randomness import generator
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:
@@ -99,8 +99,8 @@ class PoissonSampler(Sampler[list[int]]):
         Returns:
             Their indices, ascending; none if nothing was drawn.
         """
-        generator = torch.Generator().manual_seed(derive(self.seed, "poisson", step))
-        drawn = (torch.rand(self.items, generator=generator, dtype=torch.float64) < self.rate).nonzero().flatten()
+        chance = torch.rand(self.items, generator=generator(self.seed, "poisson", step), dtype=torch.float64)
+        drawn = (chance < self.rate).nonzero().flatten()
         return drawn[self.world.rank :: self.world.size].tolist()
 
 

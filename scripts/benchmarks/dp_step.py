@@ -3,7 +3,8 @@
 A call is ``steps`` steps of SGD on batches of ``batch`` examples. ``cnn`` is the network of Robust-HDP on MNIST, with
 28,938 weights, ``wide cnn`` that of classifier/mnist, with a hidden layer;
 ``transformer`` has an embedding and linear layers so wide that gradients of examples take far more memory than
-activations, which is what ghost clipping is for: look at the peak memory, too. ``ghost`` and ``hooks`` are ours;
+activations, which is what ghost clipping is for: look at the peak memory, too. ``resnet`` is a ResNet-18 with group
+normalisation (11.2 million weights) and images of 32 pixels. ``ghost`` and ``hooks`` are ours;
 ``Opacus`` is what a user writes with GradSampleHooks and DPOptimizer; ``plain`` is the loop without privacy.
 """
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from framework.privacy.gradients import PrivateGradients
 from modules.classifier import CNN
+from modules.resnet import ResNet
 
 CASES = [
     {"network": "cnn", "batch": 64, "steps": 10},
     {"network": "wide cnn", "batch": 64, "steps": 10},
     {"network": "transformer", "batch": 32, "steps": 2},
+    {"network": "resnet", "batch": 16, "steps": 1},
 ]
 
 
@@ -59,6 +62,8 @@ def setup(network: str, batch: int, steps: int, variant: str) -> dict[str, Any]:
     net: nn.Module
     if network.endswith("cnn"):
         net, inputs = CNN(784, 10, hidden=[128] if network == "wide cnn" else []), torch.randn(steps, batch, 784)
+    elif network == "resnet":
+        net, inputs = ResNet(10, channels=3), torch.randn(steps, batch, 3, 32, 32)
     else:
         net, inputs = Transformer(), torch.randint(5000, (steps, batch, 32))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)

@@ -178,3 +178,13 @@ def test_remembered_steps_cost_what_opacus_says(history):
         assert ours.get_privacy_spent(delta=1e-5) == peer.get_privacy_spent(delta=1e-5)
     orders = [2.5, 3.0, 8]
     assert ours.get_epsilon(1e-6, orders) == peer.get_epsilon(1e-6, orders)
+
+
+def test_the_number_of_items_cancels_from_the_energy_of_the_noise():
+    """E z^2 / b^2 for 200 epochs at one epsilon: the published scaling law."""
+    energies = []
+    for items in (600, 1200, 2400, 4800):
+        steps = 200 * math.ceil(items / 32)
+        z = noise_multiplier(1.0, 1e-4, 32 / items, steps, "rdp")
+        energies.append(items / 32 * z**2 / 32**2)
+    assert max(energies) / min(energies) < 1.03

@@ -10,14 +10,20 @@ import pytest
 import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from strangers import Stream, trainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
 from framework.loaders import Partition, Pool, TrainPath
 from framework.loaders.callback import StageCallback
 from framework.privacy.accounting import epsilon_spent, history_to_lists, load_history, make_accountant, steps_taken
+from framework.privacy.checks import check_trainer
 from framework.privacy.dp_sgd import DPSGD
 
 
@@ -132,17 +138,37 @@ def test_without_noise_it_is_sgd_on_clipped_gradients(mode, most):
     assert steps_taken(dp.accountant) == 8
 
 
-def test_the_noise_that_destroys_destroys():
-    def accuracy(z):
-        data = Data(400, 32)
-        module, _ = fit(private(noise_multiplier=z, max_grad_norm=1.0, seed=1), Net(lr=0.5), data, max_epochs=5)
-        x, y = data.train.tensors
-        return float((module.net(x[:, :4]).argmax(1) == y).float().mean()), float(weights(module).abs().max())
+def test_without_noise_it_learns_what_plain_training_does_and_with_too_much_nothing():
+    """64 steps on ten classes; what an older Opacus lost was the noise, in the optimizer's closure."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 10, (2000,), generator=g)
+    x = 2 * torch.randn(10, 16, generator=g)[y] + torch.randn(2000, 16, generator=g)
 
-    clear, _ = accuracy(0.0)
-    _, broken = accuracy(1000.0)
-    assert clear > 0.9
-    assert broken > 50
+    class Ten(LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(16, 10)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def accuracy(z):
+        module, callbacks = Ten(), []
+        if z is not None:
+            callbacks = [private(noise_multiplier=z, max_grad_norm=10.0, seed=1)]
+        t = trainer(*callbacks, max_epochs=2)
+        t.fit(module, DataLoader(TensorDataset(x, y), batch_size=63, shuffle=True))
+        assert t.global_step == 64
+        return float((module.net(x).argmax(1) == y).float().mean())
+
+    plain, clear, broken = accuracy(None), accuracy(0.0), accuracy(1000.0)
+    assert plain > 0.9
+    assert clear == pytest.approx(plain, abs=0.02)
+    assert broken < 0.25
 
 
 def test_the_module_is_as_it_was_and_fits_again():
@@ -226,6 +252,40 @@ def test_a_spent_budget_trains_nothing_more():
     assert torch.equal(weights(module), weights(Net()))
 
 
+class Reloads(Data):
+    """Has fewer examples in later epochs, each of which is then in a batch more often."""
+
+    def train_dataloader(self):
+        epoch = self.trainer.current_epoch
+        return DataLoader(Subset(self.train, range(60 if epoch < 1 else 16)), **self.options)
+
+
+class Prolongs(Callback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.fit_loop.max_epochs = self.epochs
+
+
+def test_data_that_shrink_do_not_pass_the_budget():
+    dp = DPSGD(epsilon=2.0, delta=1e-3, accountant="rdp")
+    _, t = fit(dp, data=Reloads(), max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    assert 1.0 < dp.epsilon_spent <= 2.0
+    assert steps_taken(dp.accountant) == t.global_step
+    assert {round(rate, 3) for _, rate, _ in dp.accountant.history} <= {0.133, 0.5}
+
+
+def test_a_plan_that_grows_does_not_pass_the_budget():
+    dp = DPSGD(epsilon=2.0, delta=1e-3, accountant="rdp")
+    _, t = fit(dp, None, None, Prolongs(9), max_epochs=2)
+    assert 1.9 < dp.epsilon_spent <= 2.0
+    assert 16 <= t.global_step < 72
+    loose = DPSGD(epsilon=50.0, delta=1e-3, noise_multiplier=2.0, accountant="rdp")  # enough for all of it
+    _, t = fit(loose, None, None, Prolongs(4), max_epochs=2)
+    assert t.global_step == 32
+
+
 def test_steps_that_the_budget_does_not_allow_cannot_be_asked_for():
     with pytest.raises(ValueError, match=r"min_steps and min_epochs ask for 400 steps, of which the budget .* allows"):
         fit(private(epsilon=3.0, delta=1e-3), max_epochs=50, min_epochs=50)
@@ -253,6 +313,31 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, clipping):
         assert resumed.epsilon_spent == whole.epsilon_spent
         assert torch.equal(weights(module), weights(other))
         assert kept["callbacks"]["DPSGD"]["history"]["steps"] == [kept["global_step"]]
+
+
+def test_a_run_that_began_without_privacy_cannot_go_on_with_it(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "plain", save_on_train_epoch_end=True)
+    t = trainer(saver, max_epochs=1, enable_checkpointing=True)
+    t.fit(Net(), datamodule=Data())
+    with pytest.raises(ValueError, match="checkpoint has made 8 steps, of which 0 are accounted for"):
+        fit(private(), ckpt_path=saver.best_model_path, max_epochs=2)
+
+
+def test_two_runs_that_go_on_by_other_settings_draw_other_noise(tmp_path):
+    """With the same noise, twice the one less the other would be free of it."""
+    saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    start, _ = fit(private(), Flat(), None, saver, enable_checkpointing=True)
+
+    def branch(**options):
+        lr = options.pop("lr", 0.1)
+        module, _ = fit(private(**options), Flat(lr=lr), ckpt_path=saver.best_model_path, max_epochs=2)
+        return weights(module) - weights(start)
+
+    same, again = branch(), branch()
+    assert torch.equal(same, again)
+    for options in ({"max_grad_norm": 2.0}, {"noise_multiplier": 2.0}, {"lr": 0.2}, {"batch_size": 9}):
+        other = branch(**options)
+        assert abs(float(nn.functional.cosine_similarity(same, other, dim=0))) < 0.1, options
 
 
 def test_a_seed_that_was_known_stays_known(tmp_path):
@@ -342,6 +427,46 @@ def test_fix_puts_group_norm_in_the_place_of_batch_norm():
         fit(private(), Normed())
     module, _ = fit(private(fix=True), Normed())
     assert type(module.net[1]) is nn.GroupNorm
+
+
+class SkipsOne(Net):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx == 1 else loss
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_batch_with_nothing_to_learn_is_a_step_of_noise(most):
+    dp = private(max_physical_batch=most)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*returned `None`")
+        module, t = fit(dp, SkipsOne())
+    assert t.global_step == steps_taken(dp.accountant) == 8
+    assert weights(module).isfinite().all()
+
+
+class Forces(Net):
+    """Takes gradients in validation."""
+
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            x = batch[0][:, :4].clone().requires_grad_()
+            loss = nn.functional.cross_entropy(self.net(x), batch[1])
+            loss.backward()
+        self.log("force", x.grad.norm())
+
+
+def test_validation_may_take_gradients():
+    data, dp = Data(), private()
+    data.val_dataloader = data.train_dataloader
+    _, t = fit(dp, Forces(), data, max_epochs=2, num_sanity_val_steps=1)
+    assert float(t.callback_metrics["force"]) > 0
+    assert steps_taken(dp.accountant) == 16
+
+
+def test_choices_by_train_metrics_are_warned_of():
+    with pytest.warns(UserWarning, match="EarlyStopping chooses by train/loss, .* not covered by the guarantee"):
+        fit(private(), None, None, EarlyStopping("train/loss"))
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -459,6 +584,26 @@ class StepsItself(Net):
         optimizer.optimizer.step()
 
 
+class Layered(Net):
+    """Has one more layer in front, of the kind that is tried."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first = layer
+
+    def loss(self, batch):
+        x = batch[0][:, :4]
+        if isinstance(self.first, nn.Embedding):
+            return nn.functional.cross_entropy(self.net(self.first((x > 0).long()).mean(1)), batch[1])
+        x = self.first(x[:, None])[:, 0] if isinstance(self.first, nn.Conv1d) else self.first(x)
+        return nn.functional.cross_entropy(self.net(x), batch[1])
+
+
+class MovesData(Data):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
 class Streamed(Data):
     def train_dataloader(self):
         return DataLoader(Stream())
@@ -497,6 +642,23 @@ class Grows(StageCallback):
         ),
         ({}, {"module": Summed()}, ValueError, "loss_reduction must be sum, got mean"),
         ({"loss_reduction": "sum"}, {}, ValueError, "loss_reduction must be mean, got sum"),
+        (
+            {},
+            {"module": Layered(nn.Embedding(2, 4, max_norm=1.0))},
+            ValueError,
+            r"first \(Embedding\) .* set max_norm to",
+        ),
+        ({}, {"module": Layered(nn.Embedding(2, 4, scale_grad_by_freq=True))}, ValueError, "set scale_grad_by_freq to"),
+        (
+            {},
+            {"module": Layered(nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular"))},
+            ValueError,
+            r"first \(Conv1d\) of Layered .* padding_mode='circular'",
+        ),
+        ({}, {"module": Layered(nn.LayerNorm(4, bias=False))}, ValueError, r"first \(LayerNorm\) .* set bias=True"),
+        ({}, {"more": LearningRateFinder()}, ValueError, "LearningRateFinder does not go with .* without noise"),
+        ({}, {"more": GradientAccumulationScheduler({0: 1})}, ValueError, "GradientAccumulationScheduler does not"),
+        ({"max_physical_batch": 4}, {"data": MovesData()}, ValueError, "which MovesData.on_after_batch_transfer does"),
         ({}, {"module": StepsItself()}, RuntimeError, "StepsItself has not stepped through Lightning's"),
         ({"max_physical_batch": 2}, {"module": Moves()}, ValueError, "Moves.on_after_batch_transfer does not know"),
         ({}, {"data": Streamed()}, TypeError, "Stream is an IterableDataset"),
@@ -514,6 +676,12 @@ def test_what_does_not_go_together_is_refused(options, parts, error, message):
     assert not any(vars(weight) for weight in module.parameters())
     if not isinstance(module, StepsItself):
         assert torch.equal(weights(module), before)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_forget_what_was_spent_are_refused(strategy):
+    with pytest.raises(ValueError, match="got one that spawns or forks"):
+        check_trainer(trainer(strategy=strategy, devices=2), Net(), False, False, False)
 
 
 def test_sums_are_summed():

@@ -32,6 +32,42 @@ class Text(nn.Module):
         return self.out(x.mean(1))
 
 
+class LoRA(nn.Module):
+    """A linear layer that stays as it is, and what is learned beside it (Hu et al. 2021)."""
+
+    def __init__(self, base, rank=2):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = (
+            nn.Linear(base.in_features, rank, bias=False),
+            nn.Linear(rank, base.out_features, bias=False),
+        )
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Tuned(nn.Module):
+    """A pretrained encoder, of which LoRA weights in the attention and a head are trained."""
+
+    def __init__(self):
+        from transformers import BertConfig, BertModel
+
+        super().__init__()
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        self.encoder = BertModel(BertConfig(vocab_size=11, **sizes), add_pooling_layer=False).requires_grad_(False)
+        for block in self.encoder.encoder.layer:
+            block.attention.self.query = LoRA(block.attention.self.query)
+            block.attention.self.value = LoRA(block.attention.self.value)
+        self.head = nn.Linear(16, 3)
+        for layer in self.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+
+    def forward(self, x):
+        return self.head(self.encoder(x).last_hidden_state[:, 0])
+
+
 class Image(nn.Sequential):
     def __init__(self):
         super().__init__(
@@ -41,6 +77,8 @@ class Image(nn.Sequential):
 
 def case(kind, items=7):
     torch.manual_seed(0)
+    if kind == "tuned":
+        return Tuned(), torch.randint(0, 11, (items, 5)), torch.randint(0, 3, (items,))
     if kind == "text":
         return Text(), torch.randint(0, 11, (items, 5)), torch.randint(0, 3, (items,))
     return Image(), torch.randn(items, 1, 8, 8), torch.randint(0, 3, (items,))
@@ -48,11 +86,12 @@ def case(kind, items=7):
 
 def clipped_sum(net, x, y, norm):
     """The loop that stands for the definition: one example at a time, by plain autograd."""
-    total = [torch.zeros_like(weight) for weight in net.parameters()]
+    trained = [weight for weight in net.parameters() if weight.requires_grad]
+    total = [torch.zeros_like(weight) for weight in trained]
     clipped = 0
     for i in range(len(x)):
         loss = nn.functional.cross_entropy(net(x[i : i + 1]), y[i : i + 1])
-        grads = torch.autograd.grad(loss, list(net.parameters()))
+        grads = torch.autograd.grad(loss, trained)
         length = torch.cat([g.flatten() for g in grads]).norm()
         clipped += bool(length > norm)
         for t, g in zip(total, grads, strict=True):
@@ -72,10 +111,10 @@ def run(gradients, net, x, y, pieces=1):
         nn.functional.cross_entropy(net(a), b).backward()
         gradients.accumulate(len(a))
     gradients.finish()
-    return [weight.grad.clone() for weight in net.parameters()]
+    return [weight.grad.clone() for weight in net.parameters() if weight.requires_grad]
 
 
-@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("kind", ["text", "image", "tuned"])
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_without_noise_it_is_the_mean_of_clipped_gradients(kind, mode, pieces):
@@ -114,6 +153,94 @@ def test_an_example_without_a_finite_gradient_counts_for_nothing(mode, clipping,
         for got, without in zip(*results, strict=True):
             assert torch.allclose(got, without, atol=1e-6)
     assert all(grad.isfinite().all() for grad in results[0])
+
+
+def test_norms_of_rows_that_cancel_keep_their_digits():
+    """Tokens that are nearly equal, with opposite gradients: sums of products of rows are rounding and nothing else."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 16).repeat(1, 64, 1) + 1e-4 * torch.randn(2, 64, 16)
+    signs = torch.ones(64)
+    signs[::2] = -1
+    for scale in (1e3, 1e4, 1e5):
+        net = nn.Sequential(nn.Linear(16, 16))
+        norms = []
+        for rows in (slice(0, 1), slice(1, 2)):
+            loss = (net(x[rows]).mean(-1) * signs * scale).sum(1).mean()
+            norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).norm())
+        gradients = private(net, mode="ghost")
+        gradients.begin()
+        gradients.expect(2)
+        (net(x).mean(-1) * signs * scale).sum(1).mean().backward()
+        assert gradients.ghost is not None
+        found = torch.stack(gradients.ghost.norms(2)).norm(dim=0)
+        assert torch.allclose(found, torch.stack(norms), rtol=1e-3)
+        gradients.detach()
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_stays_what_it_is(mode, tied):
+    """Autograd leaves its row out; so do clipped gradients, and the noise, unless another layer uses the row."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(6, 4, padding_idx=0), nn.Linear(4, 6 if tied else 3, bias=False)
+            if tied:
+                self.out.weight = self.words.weight
+
+        def forward(self, x):
+            return self.out(self.words(x).mean(1))
+
+    torch.manual_seed(0)
+    net, x, y = Padded(), torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 1]]), torch.tensor([0, 1, 2])
+    if tied and mode == "ghost":
+        with pytest.raises(ValueError, match="ghost cannot serve weights that are used twice"):
+            run(private(net, mode=mode), net, x, y)
+        return
+    expected, _ = clipped_sum(net, x, y, 0.05)
+    gradients = private(net, mode=mode, max_grad_norm=0.05)
+    for got, total in zip(run(gradients, net, x, y), expected, strict=True):
+        assert torch.allclose(got, total / 10, atol=1e-6)
+    gradients.noise_multiplier = 1.0
+    noisy = run(gradients, net, x, y)[0]
+    assert bool(noisy[0].any()) == tied
+    assert noisy[1:].all()
+
+
+def test_weights_that_the_optimizer_does_not_train_are_left_out():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y, got = torch.randn(6, 4), torch.randint(0, 3, (6,)), []
+    for mode in ("hooks", "ghost"):
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        gradients = PrivateGradients(net, optimizer, noise_multiplier=0.0, max_grad_norm=0.3, batch_size=6, mode=mode)
+        run(gradients, net, x, y)
+        got.append([weight.grad.clone() for weight in net[2].parameters()])
+        gradients.detach()
+    features = net[:2](x).detach()
+    expected, clipped = clipped_sum(net[2], features, y, 0.3)
+    assert clipped
+    for grads in got:
+        for grad, total in zip(grads, expected, strict=True):
+            assert torch.allclose(grad, total / 6, atol=1e-6)
+
+
+def test_norms_that_do_not_fit_leave_nothing_behind():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="max_grad_norm must be one number or 4, one for each tensor, got 2"):
+        private(net, clipping="per_layer", max_grad_norm=[1.0, 1.0])
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"scale is a single number .* give it the shape \(1,\)"):
+        private(net, clipping="per_layer")
+    private(net).detach()
+    assert not any(layer._forward_hooks or layer._backward_hooks for layer in net.modules())
+
+
+def test_layers_in_evaluation_mode_are_named():
+    net, x, y = case("image")
+    net[0].eval()
+    with pytest.raises(ValueError, match=r"0 \(Conv2d\) of Image is in evaluation mode while it is trained"):
+        run(private(net), net, x, y)
 
 
 def test_per_layer_clipping_bounds_every_tensor_and_the_whole():
