@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
+import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,8 +18,10 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from framework.federated import client_state, wire
+from framework.federated import client_state, private_rounds, wire
 from framework.federated.client_callbacks import OnlyTrainable, Proximal, RestoreCallbacks
+from framework.federated.client_draws import drawing_by
+from framework.federated.client_privacy import ClientPrivacy
 from framework.federated.costs import step_flops
 from framework.federated.importance import importance
 from framework.federated.layer_groups import LayerGroups
@@ -29,9 +29,10 @@ from framework.federated.probe import Loss
 from framework.federated.selective import SelectiveFedAvg
 from framework.federated.shares import Shares
 from framework.loaders import TrainPath, World, reindex
-from framework.seeding import derive, seed_all
+from framework.seeding import derive
 
 if TYPE_CHECKING:
+    from framework.federated.ledger_file import LedgerFile
     from framework.federated.privacy_ledger import Ledger
     from framework.federated.settings import Federation
 
@@ -39,6 +40,8 @@ _CALLBACKS, _FIT, _PRIVATE = "callbacks", "fit", "private"
 """Where a client's state lies among the records of its context."""
 PRIVACY = "privacy"
 """Where its ledger of privacy lies."""
+
+_log = logging.getLogger(__name__)
 
 
 class Workplace(Protocol):
@@ -48,11 +51,13 @@ class Workplace(Protocol):
         data: The data, of which each client sees its share.
         seed: Seed of the run.
         fingerprint: Of the configuration, to be compared between processes; empty where there is one process.
+        distributed: Whether this process is one of several that train as one client.
     """
 
     data: LightningDataModule
     seed: int
     fingerprint: str
+    distributed: bool
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +100,7 @@ class LightningClient:
         self._workplace, self._federation = workplace, federation
         self._shares: Shares | None = None
         self._flops: dict[tuple[str, ...], float] = {}  # of a backward pass, by item
+        self._warned: set[int] = set()  # clients whose buffers have changed
 
     def app(self) -> ClientApp:
         """The app that Flower's engines run."""
@@ -122,12 +128,26 @@ class LightningClient:
                 such as ``proximal-mu``.
             context: Of the client; its state is kept there.
         """
-        partition, config = self._partition(context), message.content.config_records["config"]
+        partition, privacy = self._partition(context), self._federation.privacy
+        if privacy is None:
+            return self._train(message, context, partition)
+        with (
+            private_rounds.discreet("training", partition, self._deployed),
+            private_rounds.held_ledger(privacy, partition, context.run_id, self._deployed) as (file, free),
+        ):
+            if not free:
+                return private_rounds.refusal(message, private_rounds.BUSY)
+            if self._workplace.distributed:
+                raise ValueError("trainer.devices must be 1 with federation.privacy, got several processes")
+            ledger = self._ledger(partition, context, file)
+            reason = ledger.refusal()
+            if reason:
+                return private_rounds.refusal(message, reason)
+            return self._train(message, context, partition, ledger)
+
+    def _train(self, message: Message, context: Context, partition: int, ledger: Ledger | None = None) -> Message:
+        config = message.content.config_records["config"]
         server_round = int(cast(int, config["server-round"]))
-        ledger = self._ledger(partition, context)
-        reason = "" if ledger is None else ledger.refusal()
-        if reason:  # nothing else is sent: a zero update would count as one without noise
-            return Message(RecordDict({wire.REFUSAL: ConfigRecord({"reason": reason})}), reply_to=message)
         module = self._module(message, context)
         with self._surroundings("train", server_round, partition):
             metrics = self._fit(module, partition, config, context, ledger)
@@ -138,16 +158,27 @@ class LightningClient:
         private = [key for key in state if self._federation.is_private(key)]
         if private:
             context.state[_PRIVATE] = wire.pack({key: state[key] for key in private})
-        content = RecordDict({
-            "arrays": wire.pack({key: value for key, value in state.items() if key not in private}),
-            "metrics": MetricRecord(metrics),
-        })  # fmt: skip
+        arrays = wire.pack({key: value for key, value in state.items() if key not in private})
+        if ledger is not None:
+            arrays, changed = private_rounds.with_noise(arrays, message.content.array_records["arrays"], module)
+            if changed and partition not in self._warned:
+                self._warned.add(partition)
+                _log.warning(
+                    "client %d: %s changed in training without noise, and are sent back as they came",
+                    partition, ", ".join(changed),
+                )  # fmt: skip
         client_state.let_go(module)
-        return Message(content, reply_to=message)
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Validate the weights of a message on what the client has held out."""
         partition = self._partition(context)
+        if self._federation.privacy is None:
+            return self._evaluate(message, context, partition)
+        with private_rounds.discreet("evaluation", partition, self._deployed):
+            return self._evaluate(message, context, partition)
+
+    def _evaluate(self, message: Message, context: Context, partition: int) -> Message:
         server_round = int(cast(int, message.content.config_records["config"]["server-round"]))
         stage = self.shares.stage(partition, training=False)
         if not len(stage.indices):
@@ -220,24 +251,28 @@ class LightningClient:
         size = TrainPath.on(self._workplace.data).build(before="partition").batch_size
         return None if size is None else int(size)
 
-    def _ledger(self, partition: int, context: Context) -> Ledger | None:
-        """What the client may spend; ``None`` where it trains without privacy."""
-        federation = self._federation
-        if federation.privacy is None:
-            return None
+    @property
+    def _deployed(self) -> bool:
+        """Whether this is a node of a deployment, and the server somebody else's."""
+        return bool(self._workplace.fingerprint)
+
+    def _ledger(self, partition: int, context: Context, file: LedgerFile | None) -> Ledger:
+        """What the client may spend."""
         from framework.federated.privacy_ledger import Ledger, steps_of  # it needs Opacus
 
+        federation = self._federation
+        privacy = cast(ClientPrivacy, federation.privacy)
         items = len(self.shares.stage(partition).indices)
-        own = self.own_batch_size() if federation.privacy.batch_size is None else None
-        size = federation.privacy.size(partition, federation.clients, own)
+        own = self.own_batch_size() if privacy.batch_size is None else None
+        size = privacy.size(partition, federation.clients, own)
         steps = steps_of(items, size, federation.local_epochs, federation.local_steps)
         record = context.state.config_records.get(PRIVACY)
-        return Ledger(federation.privacy, partition, federation.clients, items, size, steps, federation.rounds, record)
+        return Ledger(privacy, partition, federation.clients, items, size, steps, federation.rounds, record, file)
 
     def _privacy_seed(self, partition: int) -> int | None:
         """Seed of batches and noise; none on nodes, whose seed the server knows."""
         privacy = self._federation.privacy
-        secret = bool(self._workplace.fingerprint) if privacy is None or privacy.secret is None else privacy.secret
+        secret = self._deployed if privacy is None or privacy.secret is None else privacy.secret
         return None if secret else derive(self._workplace.seed, "privacy", partition) % 2**63
 
     def _fit(
@@ -274,8 +309,6 @@ class LightningClient:
         else:
             limits["max_epochs"] = done + cast(int, federation.local_epochs)
         trainer = self._workplace.trainer(extra, private, limit_val_batches=0, **limits)
-        if ledger is not None and trainer.world_size > 1:
-            raise ValueError(f"trainer.devices must be 1 with federation.privacy, got {trainer.world_size} processes")
         path = TrainPath.on(self._workplace.data)
         stage = self.shares.stage(partition)
         path.add(stage)
@@ -316,25 +349,8 @@ class LightningClient:
             counted = step_flops(spare, mean_loss_of(spare), batch, self._groups(module), layers)
         return counted.backward / float(extract_batch_size(batch))
 
-    @contextmanager
-    def _surroundings(self, what: str, server_round: int, partition: int) -> Iterator[None]:
-        """All that is drawn depends on (seed, round, client); the caller's generators stay as they were."""
-        seed = self._workplace.seed
-        own = derive(seed, "client", partition) % 2**32  # for what a client decides once, such as its first labels
-        before = os.environ.get("PL_GLOBAL_SEED")
-        states = np.random.get_state(), random.getstate()
-        os.environ["PL_GLOBAL_SEED"] = str(own)
-        try:
-            with torch.random.fork_rng():
-                seed_all(derive(seed, what, server_round, partition))
-                yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
-            if before is None:
-                del os.environ["PL_GLOBAL_SEED"]
-            else:
-                os.environ["PL_GLOBAL_SEED"] = before
+    def _surroundings(self, what: str, server_round: int, partition: int) -> AbstractContextManager[None]:
+        return drawing_by(self._workplace.seed, what, server_round, partition)
 
 
 def mean_loss_of(module: LightningModule) -> Loss:

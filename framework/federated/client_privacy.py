@@ -46,9 +46,13 @@ class ClientPrivacy:
         secret: Whether batches and noise are drawn from the operating system's randomness. Drawn from the seed of the
             run, who knows the seed can take the noise away again: right for simulations only. ``None``: secret on nodes
             of a deployment, from the seed in simulations.
-        ledger: Folder in which what each client has spent is kept beside its state, as ``client-<number>.json``, and
-            which is believed before the state. For nodes: with it a budget is one for all runs on the same data, and
-            survives a restart of the node. Each data set needs a folder of its own.
+        ledger: Folder in which what each client has spent is kept beside its state, as ``client-<number>.json``; of the
+            two, the one that accounts for more is believed. With it a budget is one for all runs on the same data; each
+            data set needs a folder of its own. ``None``: on nodes of a deployment a folder of the user's state for
+            each run, ``~/.local/state/fulgurite/privacy/<run id>``; in simulations nothing beside the state.
+        planned_rounds: Rounds of participation for which the noise is solved, at least 1; ``None`` for the rounds of
+            the federation. More of them leave something for a later run on the same ``ledger``; with fewer, clients
+            refuse to train when they have taken part in so many.
 
     Raises:
         ValueError: If a value is out of range, naming it.
@@ -67,6 +71,7 @@ class ClientPrivacy:
     grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
     secret: bool | None = None
     ledger: str | None = None
+    planned_rounds: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("max_grad_norm", self.max_grad_norm), ("lie", self.lie)):
@@ -75,8 +80,9 @@ class ClientPrivacy:
         for delta in self.delta if isinstance(self.delta, list) else [self.delta]:
             if not 0 < delta < 1:
                 raise ValueError(f"federation.privacy.delta must be in (0, 1), got {delta}")
-        if self.max_physical_batch is not None and self.max_physical_batch < 1:
-            raise ValueError(f"federation.privacy.max_physical_batch must be at least 1, got {self.max_physical_batch}")
+        for name, count in (("max_physical_batch", self.max_physical_batch), ("planned_rounds", self.planned_rounds)):
+            if count is not None and count < 1:
+                raise ValueError(f"federation.privacy.{name} must be at least 1, got {count}")
         if self.grad_sample_mode not in ("hooks", "ghost"):
             raise ValueError(
                 f"federation.privacy.grad_sample_mode must be hooks or ghost, got {self.grad_sample_mode!r}"
@@ -124,6 +130,14 @@ class ClientPrivacy:
             return self.lie
         told = self.budget(client, clients)[0] if self.declared is None else epsilons(self.declared, clients)[client]
         return float(told)
+
+    def rounds_of(self, rounds: int) -> int:
+        """Rounds of participation for which the noise is solved.
+
+        Args:
+            rounds: Rounds of the federation.
+        """
+        return rounds if self.planned_rounds is None else self.planned_rounds
 
     def size(self, client: int, clients: int, own: int | None) -> int:
         """The batch size of a client.

@@ -17,6 +17,8 @@ MINIMUM = 3
 """Clients without whom nothing can be said: of two updates neither is the odd one."""
 PASSES = 5
 """Passes of the leave-one-out estimator; its weights hardly move after that."""
+DIVERGED = 1000.0
+"""Times the median norm above which an update says nothing of the others: beside it their noise is rounded away."""
 BLOCK = 65_536
 """Parameters that are taken to double precision together."""
 
@@ -60,6 +62,21 @@ def unusable(updates: Floats) -> dict[int, str]:
             if before != row:
                 found[row] = "its update is a copy of another's"
     return found
+
+
+def diverged(updates: Floats) -> dict[int, float]:
+    """Rows so large that an estimate with them among the others would be one of them alone.
+
+    Args:
+        updates: Shape ``(clients, parameters)``, finite.
+
+    Returns:
+        Squared norms by row, of those whose norm is above ``DIVERGED`` times the median.
+    """
+    with np.errstate(over="ignore"):
+        norms = np.array([np.linalg.norm(update.astype(np.float64)) for update in updates])
+    most = DIVERGED * float(np.median(norms))
+    return {row: min(float(norm), 1e150) ** 2 for row, norm in enumerate(norms) if norm > most}
 
 
 def by_pursuit(
@@ -135,8 +152,8 @@ def weights_of(scores: Floats, floor: float = 1e-6, cap: float | None = None, si
     Args:
         scores: Noise energy of each client, at least 0, shape ``(clients,)``.
         floor: Energies below this times their median count as that much: no update is without noise. Positive.
-        cap: Largest weight of a client; what is beyond it goes to the others in proportion. At least 1 / clients, else
-            all weights are equal. ``None``: none.
+        cap: Largest weight of a client; what is beyond it goes to the others in proportion, in equal parts where they
+            have none. At least 1 / clients, else all weights are equal. ``None``: none.
         signal: Energy of the signal, to weight by the ratio of signal to noise instead.
 
     Returns:
@@ -158,6 +175,8 @@ def _capped(weights: Floats, cap: float) -> Floats:
     full = np.zeros(len(weights), dtype=bool)
     while True:
         rest = weights * ~full
+        if not rest.any():
+            rest = 1.0 * ~full  # nobody else has any: in equal parts
         spread = np.where(full, cap, rest * (1 - cap * full.sum()) / rest.sum())
         over = ~full & (spread > cap)
         if not over.any():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import ConfigRecord
 from lightning.pytorch import LightningModule, Trainer
 
 from framework.federated.client_privacy import ClientPrivacy
-from framework.federated.noise_aware import EPSILON, NOISE
+from framework.federated.ledger_file import LedgerFile, complaint
+from framework.federated.noise_aware_base import EPSILON, NOISE
 from framework.privacy.accounting import (
     epsilon_after,
     epsilon_spent,
@@ -27,7 +25,8 @@ from framework.privacy.accounting import (
 from framework.privacy.dp_sgd import DPSGD
 from framework.privacy.sampling import steps_per_epoch
 
-_solved = cache(noise_multiplier)  # clients with the same budget and sizes share the search
+solved = cache(noise_multiplier)
+"""The least noise for a budget; clients with the same budget and sizes share the search."""
 
 
 class Ledger:
@@ -42,6 +41,7 @@ class Ledger:
         steps: Steps that it takes in a round.
         rounds: Rounds of the federation.
         record: What an earlier round left; ``None`` at first.
+        file: Where what was spent is kept besides; ``None``: nowhere. Who makes a ledger with one holds it.
 
     Attributes:
         epsilon: The budget.
@@ -51,7 +51,8 @@ class Ledger:
         accountant: With the history of all rounds so far.
 
     Raises:
-        ValueError: If the budget is not the one that the client began with, or another accountant kept the history.
+        ValueError: If the batches do not go with the items, the budget is not the one that the client began with,
+            another accountant kept the history, or there is no history in the record.
     """
 
     def __init__(
@@ -64,18 +65,25 @@ class Ledger:
         steps: int,
         rounds: int,
         record: ConfigRecord | None = None,
+        file: LedgerFile | None = None,
     ) -> None:
+        if not 1 <= batch_size <= items:
+            raise ValueError(
+                f"federation.privacy.batch_size of client {client} must be in [1, {items}], its number of items, "
+                f"got {batch_size}"
+            )
         self.epsilon, self.delta = privacy.budget(client, clients)
         self.rate, self.steps = batch_size / items, steps
         self.accountant = make_accountant(privacy.accountant)
         self._privacy, self._batch_size, self._declared = privacy, batch_size, privacy.declares(client, clients)
-        self._file = None if privacy.ledger is None else LedgerFile(privacy.ledger, client)
-        if self._file is not None:
-            record = self._file.read() or record
+        self._file = file
+        record = _longer(None if file is None else file.read(), record)
         if record is None:
-            self.planned = steps * rounds
-            self.noise = _solved(self.epsilon, self.delta, self.rate, self.planned, privacy.accountant)
+            self.planned = steps * privacy.rounds_of(rounds)
+            self.noise = solved(self.epsilon, self.delta, self.rate, self.planned, privacy.accountant)
             return
+        if complaint(record):
+            raise ValueError(f"the state of client {client} is no ledger of privacy: {complaint(record)}")
         if (record["epsilon"], record["delta"]) != (self.epsilon, self.delta):
             raise ValueError(f"client {client} began with another privacy budget: a budget is for the whole federation")
         self.planned, self.noise = int(cast(int, record["planned"])), float(cast(float, record["noise_multiplier"]))
@@ -144,50 +152,33 @@ class Ledger:
         return {NOISE: float(cast(float, record["energy"]))} if needs == "noise" else {}
 
 
-class LedgerFile:
-    """What a client has spent in all runs, in a file of its node.
+def check_budgets(
+    privacy: ClientPrivacy, items: Sequence[int], own: int | None, steps: int | None, epochs: int | None, rounds: int
+) -> None:
+    """Solve the noise of all clients, before anything is trained; what was found is kept for them.
 
     Args:
-        folder: Folder of such files, made when it is first written to.
-        client: Number of the client.
+        privacy: The settings.
+        items: Number of examples of each client.
+        own: Batch size of the DataModule's loader.
+        steps: Local steps in a round, or
+        epochs: local epochs.
+        rounds: Rounds of the federation.
+
+    Raises:
+        ValueError: If no noise keeps the budget of a client, naming it.
     """
-
-    def __init__(self, folder: str, client: int) -> None:
-        self.path = Path(folder).expanduser() / f"client-{client}.json"
-
-    def read(self) -> ConfigRecord | None:
-        """The record of the last round; ``None`` if there has been none.
-
-        Raises:
-            ValueError: If the file holds something else. To train on as if nothing had been spent would be a breach.
-        """
-        if not self.path.exists():
-            return None
+    for client, count in enumerate(items):
+        size = privacy.size(client, len(items), own)
+        planned = steps_of(count, size, epochs, steps) * privacy.rounds_of(rounds)
+        arguments = (*privacy.budget(client, len(items)), size / count, planned)
         try:
-            record = ConfigRecord(json.loads(self.path.read_text(encoding="utf-8")))
-            missing = _KEYS - record.keys()
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path} is no ledger of privacy ({error}): restore it, or train no more") from None
-        if missing:
-            raise ValueError(f"{self.path} is no ledger of privacy (it lacks {', '.join(sorted(missing))})")
-        return record
-
-    def write(self, record: ConfigRecord) -> None:
-        """Keep a record, on the disk when this returns; a kill leaves the old one or the new one.
-
-        Args:
-            record: As ``Ledger.close`` made it.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_name(f".{self.path.name}.new")
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump(dict(record), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self.path)
-
-
-_KEYS = {"epsilon", "delta", "planned", "noise_multiplier", "energy", "mechanism", "noise", "rate", "steps"}
+            try:  # prv takes seconds for each, and needs no more noise than rdp: what rdp can keep, it can
+                solved(*arguments, "rdp" if privacy.accountant == "prv" else privacy.accountant)
+            except ValueError:
+                solved(*arguments, privacy.accountant)
+        except ValueError as error:
+            raise ValueError(f"federation.privacy of client {client}: {error}") from None
 
 
 def steps_of(items: int, batch_size: int, epochs: int | None, steps: int | None) -> int:
@@ -200,6 +191,14 @@ def steps_of(items: int, batch_size: int, epochs: int | None, steps: int | None)
         steps: local steps.
     """
     return steps if steps is not None else cast(int, epochs) * steps_per_epoch(items, batch_size)
+
+
+def _longer(first: ConfigRecord | None, second: ConfigRecord | None) -> ConfigRecord | None:
+    """The record that accounts for more steps, the first if they are as long; what was spent is never forgotten."""
+    if first is None or second is None:
+        return second if first is None else first
+    steps = [sum(cast(list[int], each["steps"])) for each in (first, second)]
+    return second if steps[1] > steps[0] else first
 
 
 def spent(record: ConfigRecord) -> float:

@@ -133,21 +133,22 @@ class FederatedRun:
         return any(len(part) for part in self.client.shares.held_out)
 
     def check(self) -> None:
-        """Divide the data, so that what cannot be divided is known before anything is written.
+        """Divide the data and solve for noise, so that what cannot be done is known before anything is written.
 
         Raises:
-            ValueError: If they cannot be divided as asked.
+            ValueError: If data cannot be divided as asked, or clients cannot keep their privacy.
         """
-        privacy = self.federation.privacy
-        if privacy is not None:
-            from framework.privacy.checks import check_model
+        federation = self.federation
+        if federation.privacy is not None:
+            from framework.federated import private_checks  # it needs Opacus
 
-            check_model(self.module)
-        if not isinstance(self.federation.partition, OwnData):
+            trainer = self.workplace.trainer(max_epochs=1)
+            private_checks.check_private(federation, self.module, self.workplace.data, trainer)
+        if not isinstance(federation.partition, OwnData):
             items = [len(part) for part in self.client.shares.train]
-            if privacy is not None:
-                own = self.client.own_batch_size() if privacy.batch_size is None else None
-                privacy.check_sizes(items, own)
+            if federation.privacy is not None:
+                own = self.client.own_batch_size() if federation.privacy.batch_size is None else None
+                private_checks.check_spending(federation, items, own)
         elif self.here:
             raise ValueError(
                 "federation.partition OwnData is for clients in processes of their own (flwr run, with SuperNodes): "
@@ -159,11 +160,21 @@ class FederatedRun:
 
         Returns:
             The rounds that are done; 0 if there is no state.
+
+        Raises:
+            ValueError: If another strategy has left it, or clients kept a state that is gone.
         """
         state = self.files.load(self.grid.contexts)
         if state is None:
             self._forget(0)  # a start that was killed before it had saved anything may have logged something
             return 0
+        ours = type(self.federation.strategy).__name__
+        theirs = state.get("strategy_class", ours)  # earlier releases did not save it
+        if theirs != ours:
+            raise ValueError(
+                f"federation.strategy is {ours}, but {self.directory} was trained with {theirs}: keep it, or start a "
+                "new run"
+            )
         self._begun = True
         if not state.get("here", True):
             self.check_stateless()
@@ -252,6 +263,7 @@ class FederatedRun:
             "weights": self.server.weights, "clock": self.server.clock, "best": list(self.best),
             "best_file": self.best_file.name if self.best_file else "",
             "strategy": strategy_state(self.federation.strategy), "here": self.here,
+            "strategy_class": type(self.federation.strategy).__name__,
         }  # fmt: skip
         self.files.save(report.round, state, self.grid.contexts, changed)
         if outdone is not None:

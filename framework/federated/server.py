@@ -17,7 +17,7 @@ from torch import Tensor
 from framework.federated import wire
 from framework.federated.grid import Chosen, node_of, partition_of
 from framework.federated.nodes import UNREACHABLE
-from framework.federated.noise_aware import EPSILON, NOISE
+from framework.federated.noise_aware_base import EPSILON, NOISE
 from framework.federated.rounds import ClientReport, RoundReport, weighted_mean
 from framework.federated.settings import Federation
 from framework.seeding import derive

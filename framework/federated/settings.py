@@ -106,6 +106,7 @@ class Federation:
             raise ValueError(f"federation.client_cpus must be positive, got {client_cpus}")
         if not client_gpus >= 0:
             raise ValueError(f"federation.client_gpus must not be negative, got {client_gpus}")
+        _check_wrapped(strategy)
         needs = getattr(strategy, "needs", "")
         if needs and privacy is None:
             raise ValueError(
@@ -152,3 +153,15 @@ class Federation:
     @cached_property
     def _private(self) -> list[re.Pattern[str]]:
         return [re.compile(pattern) for pattern in self.private]
+
+
+def _check_wrapped(strategy: Strategy | None) -> None:
+    """Refuse what Flower wraps around a strategy that has to know the module, or be known to the clients."""
+    inner = getattr(strategy, "strategy", None)
+    while inner is not None:
+        if hasattr(inner, "bind"):
+            raise ValueError(
+                f"federation.strategy: {type(strategy).__name__} cannot wrap {type(inner).__name__}, which looks at "
+                "updates as clients send them: use one or the other"
+            )
+        inner = getattr(inner, "strategy", None)

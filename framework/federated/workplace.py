@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -67,9 +68,10 @@ class LocalWorkplace:
             raise ValueError("trainer.barebones must be false in a federation, which counts what its clients do")
         given_functions = (value for part in module.modules() for value in vars(part).values() if _makes(value))
         self._copies = ModuleCopies(module, given_functions)
-        self.data, self.seed, self.fingerprint = data, seed, fingerprint
+        self.data, self.seed, self.fingerprint, self.distributed = data, seed, fingerprint, distributed
         given = settings.get("callbacks") or []
         given = list(given) if isinstance(given, Sequence) else [given]
+        _check_no_privacy(given)
         self.callbacks = [each for each in given if not isinstance(each, Checkpoint | EarlyStopping | ProgressBar)]
         self._settings = {**settings, **QUIET} if distributed else {**settings, **QUIET, "devices": 1}
         _once(data)
@@ -114,6 +116,17 @@ def check_devices(settings: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"trainer.{name} must be 1 in a federation, got {settings[name]}: clients of one process train "
                 "on one device (a SuperNode may have several by its own arguments)"
+            )
+
+
+def _check_no_privacy(callbacks: Sequence[Callback]) -> None:
+    """Refuse DP-SGD as a callback, whose accountant would begin anew with each message."""
+    loaded = sys.modules.get("framework.privacy.dp_sgd")  # nobody has one of its callbacks without it, and it is slow
+    for each in callbacks:
+        if loaded is not None and isinstance(each, loaded.DPSGD):
+            raise ValueError(
+                f"trainer.callbacks must be without {type(each).__name__} in a federation, whose budget would be one "
+                "for each message: set federation.privacy, which is for all rounds of a client"
             )
 
 

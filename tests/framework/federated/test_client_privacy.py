@@ -396,11 +396,17 @@ def test_a_ledger_file_makes_a_budget_one_for_all_runs(begin, tmp_path):
 
 
 def test_a_ledger_file_that_cannot_be_read_is_never_taken_for_an_unspent_budget(tmp_path):
-    privacy = ClientPrivacy(**QUICK, epsilon=2.0, ledger=str(tmp_path))
-    for text in ('{"epsilon": 2.0', "[1, 2]", '{"epsilon": 2.0, "noise": {}}', '{"epsilon": 2.0}'):
-        (tmp_path / "client-0.json").write_text(text)
+    privacy, file = ClientPrivacy(**QUICK, epsilon=2.0), LedgerFile(tmp_path, 0)
+    lists = (
+        '{"epsilon": 2.0, "delta": 0.001, "planned": 8, "noise_multiplier": 1.0, "energy": 1.0, "mechanism": "rdp", '
+    )
+    for text in (
+        '{"epsilon": 2.0', "[1, 2]", '{"epsilon": 2.0, "noise": {}}', '{"epsilon": 2.0}',
+        lists + '"noise": [], "rate": [], "steps": []}', lists + '"noise": [1.0], "rate": [0.5, 0.5], "steps": [4]}',
+    ):  # fmt: skip
+        file.path.write_text(text)
         with pytest.raises(ValueError, match=r"client-0.json is no ledger of privacy"):
-            Ledger(privacy, 0, 3, 32, 8, 4, 2)
+            Ledger(privacy, 0, 3, 32, 8, 4, 2, file=file)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,60 @@ def test_of_two_clients_nothing_can_be_said(caplog):
     assert report.metrics["noise/too_few"] == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"estimator": "leave_one_out"}, {"weighting": "snr"}])
+def test_one_update_that_has_diverged_does_not_ruin_the_estimates_of_others(caplog, options):
+    """In the first round, in which energies are estimated for all that follow; in the second the client is well."""
+    rounds = iter([1e6] + [1.0] * 3)
+    done = server(RobustHDP(**options), lambda client, new: new * np.float32(next(rounds)) if client == 3 else new)
+    honest = server(RobustHDP(**options))
+    with caplog.at_level("WARNING"):
+        first, second, third = (done.train(number) for number in (1, 2, 3))
+    assert caplog.text.count("the update of client 3 is more than 1000 times as long as most") == 1
+    assert first.clients[3].weight < 1e-6
+    assert [each.outcome for each in first.clients] == ["used"] * CLIENTS
+    theirs = np.array([each.weight for each in honest.train(1).clients])
+    rest = [client for client in range(CLIENTS) if client != 3]
+    for report in (second, third):
+        ours = np.array([each.weight for each in report.clients])
+        assert 0 < ours[3] < 0.1
+        np.testing.assert_allclose(ours[rest] / ours[rest].sum(), theirs[rest] / theirs[rest].sum(), rtol=0.4)
+
+
+def test_of_three_clients_one_of_which_has_diverged_two_are_too_few():
+    done = server(RobustHDP(), lambda client, new: new * np.float32(1e6) if client == 1 else new, clients=3)
+    report = done.train(1)
+    assert [each.weight for each in report.clients] == [0.5, 0.0, 0.5]
+    assert report.metrics["noise/too_few"] == 1
+
+
+def test_no_estimate_of_zero_is_kept(caplog, monkeypatch):
+    from framework.federated import noise_aware
+
+    strategy, own = RobustHDP(), noise_aware.by_pursuit
+
+    def without_noise(*args, **settings):
+        found = own(*args, **settings)
+        found.noise[2] = 0.0
+        return found
+
+    monkeypatch.setattr(noise_aware, "by_pursuit", without_noise)
+    done = server(strategy)
+    with caplog.at_level("WARNING"):
+        report = done.train(1)
+    assert "round 1: no noise was found in the update of client 2" in caplog.text
+    assert report.clients[2].noise == pytest.approx(np.square(update(2).astype(np.float64)).sum(), rel=1e-3)
+    assert node_of(2) not in {int(node) for node in strategy.state_dict()["known"]}
+    monkeypatch.setattr(noise_aware, "by_pursuit", own)
+    assert 0 < done.train(2).clients[2].noise < report.clients[2].noise
+    assert node_of(2) in {int(node) for node in strategy.state_dict()["known"]}
+
+
+def test_huge_declarations_are_weights_like_others():
+    told = (1.0, 1e308, 1.7e308, 1.0, 1.0, 1.0)
+    weights = [each.weight for each in server(WeiAvg(), epsilons=told).train(1).clients]
+    np.testing.assert_allclose(weights, [0, 1 / 2.7, 1.7 / 2.7, 0, 0, 0], atol=1e-12)
+
+
 def test_a_cap_bounds_the_largest_weight():
     report = server(RobustHDP(cap=0.3)).train(1)
     assert max(each.weight for each in report.clients) == pytest.approx(0.3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from framework.federated.noise_energy import by_leaving_one_out, by_pursuit, unusable, weights_of
+from framework.federated.noise_energy import by_leaving_one_out, by_pursuit, diverged, unusable, weights_of
 from framework.federated.principal_components import pursue, pursue_inexactly
 
 
@@ -135,6 +135,17 @@ def test_updates_that_say_nothing_are_named():
     }  # fmt: skip
 
 
+def test_updates_that_have_diverged_are_named_with_their_energies():
+    matrix, _ = rank_one(0, clients=6, parameters=50)
+    assert diverged(matrix) == {}
+    matrix[4] *= 1e6
+    assert list(diverged(matrix)) == [4]
+    assert diverged(matrix)[4] == pytest.approx(np.square(matrix[4]).sum())
+    assert list(diverged((matrix * 1e20).astype(np.float32))) == [4]  # of which squares overflow
+    matrix[4] = 1e300
+    assert 1e299 < diverged(matrix)[4] < np.inf
+
+
 def test_floor_and_cap():
     energies = np.array([0.0, 1.0, 1.0, 4.0])
     weights = weights_of(energies, floor=1e-2)
@@ -145,6 +156,8 @@ def test_floor_and_cap():
     np.testing.assert_allclose(weights_of(np.array([1.0, 2.0, 4.0]), cap=0.35), [0.35, 0.35, 0.3])
     assert np.isfinite(weights_of(np.zeros(3))).all()
     assert weights_of(np.array([1e-320, 1.0, 1.0])).sum() == pytest.approx(1)
+    alone = weights_of(np.ones(4), cap=0.5, signal=np.array([1.0, 0, 0, 0]))  # nobody else has any weight to add to
+    np.testing.assert_allclose(alone, [0.5, 0.5 / 3, 0.5 / 3, 0.5 / 3])
     snr = weights_of(np.array([1.0, 2.0]), signal=np.array([3.0, 6.0]))
     np.testing.assert_allclose(snr, [0.5, 0.5])
 
