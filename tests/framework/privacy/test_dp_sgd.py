@@ -294,13 +294,19 @@ def test_steps_that_the_budget_does_not_allow_cannot_be_asked_for():
 # -- resume -----------------------------------------------------------------------------------------------------------
 
 
+class Scheduled(Net):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+
 @pytest.mark.parametrize("clipping", ["flat", "adaptive"])
 def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, clipping):
     def start(epochs, ckpt_path=None):
         saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=8 if clipping == "flat" else 11)
         dp = DPSGD(epsilon=4.0, delta=1e-3, accountant="classic_rdp", clipping=clipping)
         options = {"enable_checkpointing": True, "max_epochs": epochs, "ckpt_path": ckpt_path}
-        return dp, *fit(dp, Net(), Data(), saver, **options), saver
+        return dp, *fit(dp, Scheduled(), Data(), saver, **options), saver
 
     whole, module, _, _ = start(3)
     files = sorted(tmp_path.glob("*.ckpt"))
