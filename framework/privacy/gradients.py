@@ -246,8 +246,8 @@ class PrivateGradients:
         before = [None if weight.summed_grad is None else weight.summed_grad.clone() for weight in private.params]
         counts = (private.sample_size, private.unclipped_num) if isinstance(private, AdaptiveClip) else None
         private.clip_and_accumulate()
-        sums = [weight.summed_grad.isfinite().all().to(self.device) for weight in private.params]
-        if torch.stack(sums).all():
+        # A sum is not finite if one of its terms is not, and takes no memory to find.
+        if torch.stack([weight.summed_grad.sum().to(self.device) for weight in private.params]).isfinite().all():
             return
         samples = [weight.grad_sample for weight in private.params]
         finite = torch.stack([each.flatten(1).isfinite().all(1).to(self.device) for each in samples]).all(0)
