@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from framework.errors import ConfigurationError, near
+from framework.errors import ConfigurationError, RunFailed, near
 
 if TYPE_CHECKING:
     from framework.commands.train import FulguriteCLI
@@ -83,8 +83,8 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With code 2 after one line on stderr for a mistake of the user (or the environment) before training,
-            130 after an interrupt, 143 after SIGTERM in training, 1 after the traceback of any other error. Success
-            returns ``None``.
+            130 after an interrupt, 143 after SIGTERM in training, 1 after one line for a run that failed without being
+            wrong (``RunFailed``) or the traceback of any other error. Success returns ``None``.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
@@ -109,7 +109,7 @@ def main(args: list[str] | None = None) -> None:
         line = " ".join(str(error).split()) or type(error).__name__
         hint = " (--debug shows where)" if isinstance(error, TypeError) else ""
         sys.stderr.write(f"fulgurite: error: {line}{hint}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, RunFailed) else 2) from None
 
 
 def run(args: list[str]) -> FulguriteCLI | None:
@@ -206,8 +206,8 @@ def _train(command: str, rest: list[str]) -> FulguriteCLI | None:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether an error is the user's to mend, so that one line serves better than a traceback."""
-    if isinstance(error, ConfigurationError):
+    """Whether an error is the user's to mend, or no fault of the program: one line serves better than a traceback."""
+    if isinstance(error, ConfigurationError | RunFailed):
         return True
     exceptions = sys.modules.get("lightning.fabric.utilities.exceptions")
     if exceptions is not None and isinstance(error, exceptions.MisconfigurationException):

@@ -1,8 +1,16 @@
-"""What ``main`` tells in one line: a mistake of the user, or what a run waits for."""
+"""What ``main`` tells in one line: a mistake of the user, why a run failed, or what it waits for."""
 
 
 class ConfigurationError(ValueError):
     """Something in the command line or a configuration file is wrong; the message is one sentence for the user."""
+
+
+class RunFailed(RuntimeError):
+    """A run cannot go on, though its configuration may be right; the message is one sentence that says why.
+
+    For what happens while it runs and is no fault of the program, such as clients of a federation that stay away.
+    ``main`` prints the sentence without a traceback and ends with exit code 1.
+    """
 
 
 class Paused(Exception):

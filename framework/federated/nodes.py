@@ -13,6 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from framework.errors import RunFailed
 from framework.federated.grid import node_of, partition_of
 
 QUESTION = "query.partition"
@@ -84,7 +85,7 @@ class PartitionGrid(Grid):
         """Wait until every partition has a node.
 
         Raises:
-            RuntimeError: If that takes longer than the patience.
+            RunFailed: If that takes longer than the patience.
             ValueError: If a node holds another configuration, or a partition that does not exist.
         """
         until = time.monotonic() + self._patience
@@ -95,7 +96,7 @@ class PartitionGrid(Grid):
                 self._gathered = True
                 return
             if time.monotonic() > until:
-                raise RuntimeError(
+                raise RunFailed(
                     f"{len(missing)} of {self._clients} partitions have no node after {self._patience:g} s "
                     f"(the first is {missing[0]}): start one with --node-config 'partition-id={missing[0]}', "
                     "or set federation.timeout higher"

@@ -190,8 +190,8 @@ class FederatedRun:
         """Run the rounds that are left.
 
         Raises:
-            RuntimeError: If a client fails under ``fail_fast``, or a round misses its quorum. What earlier rounds left
-                is on disk.
+            RuntimeError: If a client fails under ``fail_fast``.
+            RunFailed: If a round misses its quorum. What earlier rounds left is on disk.
         """
         from tqdm import tqdm  # type: ignore[import-untyped]
 

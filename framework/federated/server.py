@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from framework.errors import RunFailed
 from framework.federated import wire
 from framework.federated.grid import Chosen, node_of, partition_of
 from framework.federated.nodes import UNREACHABLE
@@ -60,7 +61,8 @@ class Server:
             What happened, without evaluations.
 
         Raises:
-            RuntimeError: If a client fails under ``fail_fast``, or fewer replies than the quorum can be used.
+            RuntimeError: If a client fails under ``fail_fast``.
+            RunFailed: If fewer replies than the quorum can be used.
         """
         began = time.perf_counter()
         chosen = self.participants(server_round)
@@ -212,7 +214,7 @@ class Server:
         told = "; ".join(
             f"client {each.client} {each.outcome}{f' ({each.detail})' if each.detail else ''}" for each in others[:5]
         )
-        raise RuntimeError(
+        raise RunFailed(
             f"round {report.round}: {len(replies)} of {len(report.clients)} replies can be used, "
             f"federation.quorum asks for {self.federation.quorum:g} of them: {told}"
         )

@@ -157,6 +157,19 @@ def test_mistakes_are_one_line_and_leave_nothing(project, capsys, arguments, wor
     assert project.files() == set()
 
 
+def test_a_federation_that_nobody_takes_part_in_any_more_fails_in_one_line_and_keeps_its_rounds(project, capsys):
+    private = ["--federation.privacy.epsilon", "8", "--federation.privacy.delta", "1e-3"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["federate", *FOUR, *private, "--federation.privacy.planned_rounds", "1"])
+    assert exit_.value.code == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    line = told.splitlines()[-1]
+    assert "fulgurite: error: round 2: 0 of 4 replies can be used, federation.quorum asks for" in line
+    assert "client 0 refused (another round would pass its privacy budget" in line
+    assert [row["round"] for row in rows(HOME)] == ["0", "1"]
+
+
 def test_a_failing_client_shows_where(project, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["federate", *FOUR, "--model.fail", "step"])

@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from framework.errors import RunFailed
 from framework.federated.client import LightningClient
 from framework.federated.nodes import PartitionGrid
 from framework.federated.own_data import OwnData
@@ -198,7 +199,7 @@ def test_nodes_with_data_of_their_own_train_on_all_of_it(tmp_path):
 
 def test_a_partition_without_a_node_is_named(tmp_path):
     run, _ = federated(tmp_path, "there", {5: (2, "ours"), 90: (0, "ours")})
-    with pytest.raises(RuntimeError, match=r"1 of 3 partitions have no node after 0.5 s \(the first is 1\): start one"):
+    with pytest.raises(RunFailed, match=r"1 of 3 partitions have no node after 0.5 s \(the first is 1\): start one"):
         run.server.train(1)
 
 

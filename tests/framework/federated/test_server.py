@@ -13,6 +13,7 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.errors import RunFailed
 from framework.federated import wire
 from framework.federated.grid import SerialGrid, node_of, partition_of
 from framework.federated.rounds import weighted_mean
@@ -139,7 +140,7 @@ def test_a_failing_client_drops_out_of_the_mean():
 
 
 def test_too_few_usable_replies_end_the_federation():
-    with pytest.raises(RuntimeError, match=r"round 1: 2 of 3 replies can be used, federation.quorum asks for 0.9 of "
+    with pytest.raises(RunFailed, match=r"round 1: 2 of 3 replies can be used, federation.quorum asks for 0.9 of "
                        r"them: client 2 failed \(OSError: disk full\)"):  # fmt: skip
         server(fails_at_two, quorum=0.9).train(1)
 
