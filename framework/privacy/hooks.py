@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -13,11 +13,34 @@ from opacus.layers.dp_rnn import DPRNNBase
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from framework.privacy import layer_gradients
+
 # The first layer's inputs need no gradient, and its weights' are all that is asked for.
 warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
 
-_CANCELS = 0.03
-"""Share of its bound below which a norm taken from products of tokens has lost its digits to rounding."""
+
+def _kept(sampler: layer_gradients.Sampler) -> layer_gradients.Sampler:
+    """A sampler whose gradients are kept as they are where Opacus would copy them into zeros: a third of a large step.
+
+    That copy is for weights that are used several times in a step, and for layers that see part of the batch.
+    """
+
+    def sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+        rest = {}
+        for weight, each in sampler(layer, activations, backprops).items():
+            state = vars(weight)
+            once = state.get("_forward_counter") == 1 and "_current_grad_sample" not in state
+            if once and len(each) == layer.max_batch_len:
+                state["_current_grad_sample"] = each
+            else:
+                rest[weight] = each
+        return rest
+
+    return sample
+
+
+_GRADIENTS: dict[Any, layer_gradients.Sampler] = {**GradSampleHooks.GRAD_SAMPLERS, **layer_gradients.GRADIENTS}
+_SAMPLERS = {kind: _kept(sampler) for kind, sampler in _GRADIENTS.items()}
 
 
 class _Named:
@@ -53,7 +76,9 @@ class _Named:
 
 
 class ExampleHooks(_Named, GradSampleHooks):  # type: ignore[misc,unused-ignore]
-    """The gradients of examples, as Opacus takes them."""
+    """The gradients of examples, as Opacus takes them but for convolutions."""
+
+    GRAD_SAMPLERS: ClassVar[dict[Any, Any]] = _SAMPLERS
 
 
 class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[misc,unused-ignore]
@@ -61,8 +86,8 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
 
     Opacus' ghost clipping takes the clipped sum by a second backward pass, for which it needs the loss of each example.
     Here what the first pass met is kept (inputs and output gradients of every layer: book-keeping, Bu et al. 2023), and
-    the sum is a product of the two, so that a module need not give more than its loss. Layers other than Linear and
-    Embedding have their gradients of examples computed, one layer at a time.
+    the sum is a product of the two, so that a module need not give more than its loss. Layers other than Linear,
+    Embedding and convolutions have their gradients of examples computed, one layer at a time.
 
     Args:
         module: The module.
@@ -71,6 +96,12 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
     Attributes:
         trained: The weights that norms are of; others have gradients, but nobody trains them.
     """
+
+    GRAD_SAMPLERS: ClassVar[dict[Any, Any]] = _SAMPLERS
+    NORM_SAMPLERS: ClassVar[dict[Any, Any]] = {
+        **GradSampleHooksFastGradientClipping.NORM_SAMPLERS,
+        **layer_gradients.NORMS,
+    }
 
     def __init__(self, module: nn.Module, loss_reduction: str) -> None:
         self.kept: list[tuple[nn.Module, list[Tensor], Tensor]] = []
@@ -91,12 +122,7 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
     ) -> None:
         layer: Any = module
         inputs, outputs = layer.activations[-1], _without_padding(module, outputs)
-        if type(module) is nn.Linear and outputs.dim() > 3:  # Opacus takes norms of up to three dimensions only
-            inputs = layer.activations[-1] = [inputs[0].flatten(1, -2)]
-            outputs = outputs.flatten(1, -2)
         super()._capture(module, _forward_input, outputs, loss_reduction, batch_first)
-        if type(module) is nn.Linear and outputs.dim() == 3:
-            _mend_norms(module, inputs[0], outputs, len(outputs) if loss_reduction == "mean" else 1)
         self.kept.append((module, inputs, outputs))
 
     def norms(self, items: int) -> list[Tensor]:
@@ -132,15 +158,10 @@ class GhostHooks(_Named, GradSampleHooksFastGradientClipping):  # type: ignore[m
 
     def _sums(self, module: nn.Module, inputs: list[Tensor], outputs: Tensor) -> dict[Any, Tensor]:
         """Gradients of a layer's weights, summed over examples."""
-        if type(module) is nn.Linear:
-            rows = outputs.flatten(0, -2)
-            sums = {module.weight: rows.T @ inputs[0].to(outputs.dtype).flatten(0, -2)}
-            return sums if module.bias is None else {**sums, module.bias: rows.sum(0)}
-        if type(module) is nn.Embedding:
-            rows = outputs.reshape(-1, module.embedding_dim)
-            flat = torch.zeros_like(module.weight, dtype=outputs.dtype)
-            return {module.weight: flat.index_add_(0, inputs[0].reshape(-1), rows)}
-        sampler = self.GRAD_SAMPLERS.get(type(module), ft_compute_per_sample_gradient)
+        found = layer_gradients.sums(module, inputs[0], outputs)
+        if found is not None:
+            return found
+        sampler = _GRADIENTS.get(type(module), ft_compute_per_sample_gradient)
         return {weight: each.sum(0) for weight, each in sampler(module, inputs, outputs).items()}
 
 
@@ -193,30 +214,6 @@ def _without_padding(module: nn.Module, outputs: Tensor) -> Tensor:
         return outputs
     words: Tensor = module.activations[-1][0]  # type: ignore[index]
     return outputs.masked_fill((words == module.padding_idx).unsqueeze(-1), 0.0)
-
-
-def _mend_norms(layer: nn.Linear, inputs: Tensor, outputs: Tensor, scale: int) -> None:
-    """Norms of a layer that sees several rows of each example, where those of Opacus have lost their digits.
-
-    It sums products of rows, in which gradients that nearly cancel leave rounding alone: an example would be clipped by
-    a norm of next to nothing. These are taken again, in 64 bits; the bias' norm is taken of its gradient.
-
-    Args:
-        layer: The layer, with norms.
-        inputs: Shape ``(examples, rows, in)``.
-        outputs: Gradients of its outputs, shape ``(examples, rows, out)``.
-        scale: What the gradient of an example is multiplied by.
-    """
-    norm: Tensor | None = getattr(layer.weight, "_norm_sample", None)
-    if norm is not None:
-        bound = scale * (inputs.norm(dim=2).to(outputs.dtype) * outputs.norm(dim=2)).sum(1)
-        lost = norm < _CANCELS * bound
-        if lost.any():
-            x, g = inputs[lost].double(), outputs[lost].double()
-            products = (x @ x.transpose(1, 2)) * (g @ g.transpose(1, 2))
-            norm[lost] = (scale * products.sum((1, 2)).clamp(min=0).sqrt()).to(norm.dtype)
-    if layer.bias is not None and hasattr(layer.bias, "_norm_sample"):
-        layer.bias._norm_sample = scale * outputs.sum(1).norm(dim=1)
 
 
 def _without(values: Tensor, rows: Tensor) -> Tensor:

@@ -75,12 +75,26 @@ class Image(nn.Sequential):
         )
 
 
+class Deeper(nn.Sequential):
+    """Convolutions that meet many places with few weights, few places with many, and one place."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 32, 3, stride=4, padding=1),
+            nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 8, 3, padding=1),
+            nn.Flatten(), nn.Linear(8, 3),
+        )  # fmt: skip
+
+
 def case(kind, items=7):
     torch.manual_seed(0)
     if kind == "tuned":
         return Tuned(), torch.randint(0, 11, (items, 5)), torch.randint(0, 3, (items,))
     if kind == "text":
         return Text(), torch.randint(0, 11, (items, 5)), torch.randint(0, 3, (items,))
+    if kind == "channels last":
+        x = torch.randn(items, 3, 8, 8).to(memory_format=torch.channels_last)
+        return Deeper().to(memory_format=torch.channels_last), x, torch.randint(0, 3, (items,))
     return Image(), torch.randn(items, 1, 8, 8), torch.randint(0, 3, (items,))
 
 
@@ -114,7 +128,7 @@ def run(gradients, net, x, y, pieces=1):
     return [weight.grad.clone() for weight in net.parameters() if weight.requires_grad]
 
 
-@pytest.mark.parametrize("kind", ["text", "image", "tuned"])
+@pytest.mark.parametrize("kind", ["text", "image", "tuned", "channels last"])
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_without_noise_it_is_the_mean_of_clipped_gradients(kind, mode, pieces):
@@ -155,17 +169,18 @@ def test_an_example_without_a_finite_gradient_counts_for_nothing(mode, clipping,
     assert all(grad.isfinite().all() for grad in results[0])
 
 
-def test_norms_of_rows_that_cancel_keep_their_digits():
+@pytest.mark.parametrize(("width", "rows"), [(16, 64), (64, 16)])  # by gradients, and by products of rows
+def test_norms_of_rows_that_cancel_keep_their_digits(width, rows):
     """Tokens that are nearly equal, with opposite gradients: sums of products of rows are rounding and nothing else."""
     torch.manual_seed(0)
-    x = torch.randn(2, 1, 16).repeat(1, 64, 1) + 1e-4 * torch.randn(2, 64, 16)
-    signs = torch.ones(64)
+    x = torch.randn(2, 1, width).repeat(1, rows, 1) + 1e-4 * torch.randn(2, rows, width)
+    signs = torch.ones(rows)
     signs[::2] = -1
     for scale in (1e3, 1e4, 1e5):
-        net = nn.Sequential(nn.Linear(16, 16))
+        net = nn.Sequential(nn.Linear(width, width))
         norms = []
-        for rows in (slice(0, 1), slice(1, 2)):
-            loss = (net(x[rows]).mean(-1) * signs * scale).sum(1).mean()
+        for each in (slice(0, 1), slice(1, 2)):
+            loss = (net(x[each]).mean(-1) * signs * scale).sum(1).mean()
             norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).norm())
         gradients = private(net, mode="ghost")
         gradients.begin()
