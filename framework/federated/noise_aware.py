@@ -73,8 +73,8 @@ class RobustHDP(NoiseAware):
         cap: float | None = None,
         solver: Literal["admm", "ialm"] = "admm",
         penalty: Penalty | float = "candes",
-        tolerance: float = 2e-5,
-        max_iterations: int = 500,
+        tolerance: float = 2e-6,
+        max_iterations: int = 2000,
         chunk: int = 2000,
         parameters: int | None = 200_000,
     ) -> None:

@@ -83,8 +83,8 @@ def by_pursuit(
     updates: Floats,
     solver: Literal["admm", "ialm"] = "admm",
     penalty: Penalty | float = "candes",
-    tolerance: float = 2e-5,
-    max_iterations: int = 500,
+    tolerance: float = 2e-6,
+    max_iterations: int = 2000,
     chunk: int = 2000,
     parameters: int | None = 200_000,
 ) -> Energies:
@@ -92,8 +92,8 @@ def by_pursuit(
 
     The sum of squares over a sub-matrix estimates that over all, so chunks are solved one after the other and their
     squared norms added. Each takes every so many-th parameter, and so has its share of every layer. Chunks of one or
-    two thousand parameters are better than the whole: the energies of the noisiest clients, which are too small where
-    the iteration stops, come within a few per cent.
+    two thousand parameters settle in half the iterations of the whole. Where the iteration stops too early, the energies
+    of the noisiest clients are too small: with a tolerance of 2e-5 by up to half. Weights are the same by then.
 
     Args:
         updates: Shape ``(clients, parameters)``, finite, no row zero.

@@ -9,6 +9,7 @@ alone).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -152,7 +153,7 @@ def _from_rows(x: Tensor, g: Tensor) -> Tensor:
 
 def _columns(layer: Any, x: Tensor, backprops: Tensor) -> tuple[Tensor, Tensor]:
     """Patches that a convolution meets, and output gradients, by example and group: ``(items * groups, *, places)``."""
-    places, groups = backprops[0, 0].numel(), len(backprops) * layer.groups
+    places, groups = math.prod(backprops.shape[2:]), len(backprops) * layer.groups
     x = _padded(layer, x.to(backprops.dtype))
     each = list(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))
     for axis, (size, stride, dilation) in enumerate(each, start=2):
