@@ -92,8 +92,8 @@ def by_pursuit(
 
     The sum of squares over a sub-matrix estimates that over all, so chunks are solved one after the other and their
     squared norms added. Each takes every so many-th parameter, and so has its share of every layer. Chunks of one or
-    two thousand parameters settle in half the iterations of the whole. Where the iteration stops too early, the energies
-    of the noisiest clients are too small: with a tolerance of 2e-5 by up to half. Weights are the same by then.
+    two thousand parameters settle in half the iterations of the whole. Where the iteration stops too early, the
+    energies of the noisiest clients are too small: with a tolerance of 2e-5 by up to half. Weights are right by then.
 
     Args:
         updates: Shape ``(clients, parameters)``, finite, no row zero.
