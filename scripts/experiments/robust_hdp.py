@@ -16,7 +16,7 @@ from framework.evaluation.records import Record, read_records
 from framework.evaluation.statistics import mean_interval
 from scripts.experiments.federated import DOCS, rounds
 
-DRAWN = ("small-dist4", "mnist-dist8")
+DRAWN = ("small-dist4",)
 """Data sets with a picture of accuracy over rounds."""
 ARMS = ["FedAvg", "Oracle", "Robust-HDP", "WeiAvg", "PFA", "DPFedAvg", "Equal weights", "MinEps"]
 
